@@ -1,0 +1,125 @@
+# The two that matter: `make demo` (the main job, from nothing) and `make test` (everything). `make help` lists the rest.
+# Both install what they need: Debian packages by apt, Python packages into .venv, root file systems into ~/.cache/sojourn-lab.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+VERSION := $(shell sed -n 's/^version: *//p' galaxy.yml)
+TARBALL := build/sojourn-deploy-$(VERSION).tar.gz
+COLLECTIONS := $(CURDIR)/build/collections
+INSTALLED := $(COLLECTIONS)/ansible_collections/sojourn/deploy
+LAB := $(BIN)/python tests/lab/lab.py
+# What the tarball is made of: a change in it builds it anew.
+SHIPPED := $(shell git ls-files --cached --others --exclude-standard -- agent changelogs docs meta playbooks plugins roles \
+                   bindep.txt galaxy.yml LICENSE README.md requirements.txt)
+AGENTS := $(addprefix agent/dist/sojourn-agent-,windows-amd64.exe windows-arm64.exe linux-amd64 linux-arm64)
+
+export PATH := $(BIN):$(PATH)
+export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
+export ANSIBLE_HOME := $(CURDIR)/build/ansible-home
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: machine
+machine:
+	@scripts/prepare-machine
+
+$(VENV)/.installed: requirements.txt tests/requirements.txt | machine
+	@echo "==> virtual environment"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade pip
+	@$(BIN)/pip install --quiet --requirement requirements.txt --requirement tests/requirements.txt
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.installed ## the virtual environment with everything in it
+
+$(AGENTS) &: $(filter agent/%,$(SHIPPED)) galaxy.yml | $(VENV)/.installed
+	@echo "==> agent"
+	@agent/build.sh agent/dist "$$(scripts/find-go $(VENV))"
+
+.PHONY: agent
+agent: $(AGENTS) ## the four executables, into agent/dist
+
+$(TARBALL): $(AGENTS) $(SHIPPED) | $(VENV)/.installed
+	@echo "==> collection"
+	@mkdir -p build
+	@$(BIN)/ansible-galaxy collection build --force --output-path build >/dev/null
+
+.PHONY: collection
+collection: $(TARBALL) ## the collection's tarball, into build
+
+$(INSTALLED)/MANIFEST.json: $(TARBALL)
+	@rm -rf $(INSTALLED)
+	@$(BIN)/ansible-galaxy collection install --force --offline --collections-path $(COLLECTIONS) $(TARBALL) >/dev/null
+	@touch $@
+
+.PHONY: install
+install: $(INSTALLED)/MANIFEST.json ## the collection, installed into build/collections for demo and tests
+
+.PHONY: demo
+demo: install lab-images ## the main job: packages onto a Windows and a Linux target over IPv6; shows that nothing is left
+	@$(BIN)/python tests/demo.py
+
+.PHONY: test
+test: lab-check ## everything
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target checks lab-images install
+	@$(MAKE) --no-print-directory pytest
+
+.PHONY: pytest
+pytest: install lab-images
+	@echo "==> unit tests and lab tests"
+	@$(BIN)/python -m pytest tests/unit tests/integration
+
+.PHONY: test-unit
+test-unit: install ## what a laptop can run: no root, no lab
+	@$(BIN)/python -m pytest tests/unit
+
+.PHONY: checks
+checks: ruff agent-test sanity lint importer ## linters, sanity, the agent's tests
+
+.PHONY: ruff
+ruff: | $(VENV)/.installed
+	@echo "==> ruff"
+	@$(BIN)/ruff check --quiet .
+
+.PHONY: agent-test
+agent-test: | $(VENV)/.installed ## go vet and the agent's tests
+	@echo "==> go vet, go test"
+	@cd agent && go=$$(../scripts/find-go ../$(VENV)) && test -z "$$("$$(dirname $$("$$go" env GOROOT)/bin/go)"/gofmt -l .)" && "$$go" vet ./... && GOOS=windows "$$go" vet ./... && "$$go" test ./...
+
+.PHONY: sanity
+sanity: | $(VENV)/.installed ## ansible-test sanity
+	@echo "==> ansible-test sanity"
+	@mkdir -p build && $(BIN)/python tests/sanity/run.py >build/sanity.log 2>&1 || { cat build/sanity.log; exit 1; }
+
+.PHONY: lint
+lint: $(INSTALLED)/MANIFEST.json ## ansible-lint, profile production
+	@echo "==> ansible-lint"
+	@cd $(INSTALLED) && $(BIN)/ansible-lint --offline --profile production --quiet roles playbooks
+
+.PHONY: importer
+importer: $(TARBALL) ## galaxy-importer on the tarball
+	@echo "==> galaxy-importer"
+	@mkdir -p build/importer && cd build/importer && GALAXY_IMPORTER_CONFIG=$(CURDIR)/tests/galaxy-importer.cfg \
+		$(BIN)/python -m galaxy_importer.main ../../$(TARBALL) >../importer.log 2>&1 || { cat ../importer.log; exit 1; }
+
+.PHONY: lab-check
+lab-check: | $(VENV)/.installed
+	@$(LAB) check
+
+.PHONY: lab-images
+lab-images: lab-check ## the lab's root file systems and packages, into the cache
+	@echo "==> lab"
+	@$(LAB) prepare
+
+.PHONY: bench
+bench: install lab-images ## the figures of docs/performance.md
+	@$(BIN)/python tests/bench/bench.py
+
+.PHONY: clean
+clean: ## what was built here; the lab's cache stays
+	@rm -rf build agent/dist $(VENV)
