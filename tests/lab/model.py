@@ -1,0 +1,198 @@
+"""A lab: some targets on a link, a controller, a stranger, and what is known of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from . import cache, machine
+from .commands import tool_environment
+from .errors import LabError
+from .linux_target import FIREWALLS, LinuxTarget
+from .network import FIRST_TARGET, FIXED_HOSTS, PREFIX, Network, every_namespace
+from .processes import Process, ancestors, cgroups, in_networks, remove_cgroups
+from .target import Target
+from .windows_target import WindowsTarget
+
+STATE = Path("/run/sojourn-lab")
+
+
+class Lab:
+    """One lab by its name. Nothing is kept in the object that isn't in `/run/sojourn-lab/NAME`."""
+
+    def __init__(self, name: str = "default") -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,15}", name):
+            raise LabError(f"a lab's name is up to 16 small letters and digits, not {name!r}")
+        self.name = name
+        self.folder = STATE / name
+        self.network = Network(name)
+
+    @classmethod
+    def all(cls) -> list[Lab]:
+        """Every lab of which anything is there."""
+        names = {path.name for path in STATE.iterdir()} if STATE.is_dir() else set()
+        names |= {name.split("-")[1] for name in every_namespace()}
+        names |= {path.name for root in cgroups() if root.is_dir() for path in root.iterdir() if path.is_dir()}
+        return [cls(name) for name in sorted(names) if re.fullmatch(r"[a-z][a-z0-9]{0,15}", name)]
+
+    # What is known of it
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What it was brought up with."""
+        try:
+            return json.loads((self.folder / "lab.json").read_text())
+        except FileNotFoundError:
+            raise LabError(f"there is no lab {self.name!r}; `lab.py up --name {self.name}` makes it") from None
+
+    @cached_property
+    def credentials(self) -> dict[str, dict[str, str]]:
+        """Passwords by target and account."""
+        return json.loads((self.folder / "credentials.json").read_text())
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Its targets by name: linux1, linux2, windows1 ..."""
+        kinds = [LinuxTarget] * self.settings["linux"] + [WindowsTarget] * self.settings["windows"]
+        found: dict[str, Target] = {}
+        for index, kind in enumerate(kinds):
+            number = 1 + sum(target.kind == kind.kind for target in found.values())
+            found[f"{kind.kind}{number}"] = kind(self, f"{kind.kind}{number}", FIRST_TARGET + index)
+        return found
+
+    def target(self, name: str) -> Target:
+        """One target, or an error that names those there are."""
+        try:
+            return self.targets[name]
+        except KeyError:
+            raise LabError(f"no target {name!r}; this lab has {', '.join(self.targets)}") from None
+
+    @property
+    def known_hosts(self) -> Path:
+        """The SSH host keys of its Linux targets, as OpenSSH and paramiko read them."""
+        return self.folder / "known_hosts"
+
+    # Up and down
+
+    def up(self, linux: int = 1, windows: int = 1, firewall: str = "nftables") -> Lab:
+        """Bring it up; returns when every target answers. What was half up after an error is taken down again."""
+        machine.require()
+        if firewall not in FIREWALLS:
+            raise LabError(f"no such firewall: {firewall} (one of {', '.join(FIREWALLS)})")
+        if linux + windows > 180:
+            raise LabError("at most 180 targets fit on the lab's link")
+        if self.folder.exists() or self.network.existing():
+            raise LabError(f"lab {self.name!r} is there already; `lab.py down --name {self.name}` removes it")
+        prepare(linux=linux > 0, windows=windows > 0)
+        try:
+            self.folder.mkdir(parents=True, mode=0o700)
+            (self.folder / "lab.json").write_text(
+                json.dumps({"linux": linux, "windows": windows, "firewall": firewall})
+            )
+            secret = self.folder / "credentials.json"
+            secret.touch(mode=0o600)
+            secret.write_text(json.dumps({name: target.new_passwords() for name, target in self.targets.items()}))
+            self.network.up({name: target.number for name, target in self.targets.items()})
+            for target in self.targets.values():
+                target.start()
+            with ThreadPoolExecutor(max_workers=16) as pool:
+                list(pool.map(lambda target: target.wait_until_up(), self.targets.values()))
+            self.write_known_hosts()
+        except BaseException as error:
+            kept = os.environ.get("SOJOURN_LAB_KEEP_FAILED")
+            if not kept:
+                self.down()
+            raise error
+        return self
+
+    def write_known_hosts(self) -> None:
+        """Gather the host keys that the Linux targets were given."""
+        lines = [line for target in self.targets.values() if isinstance(target, LinuxTarget) for line in target.known_hosts()]
+        self.known_hosts.write_text("".join(f"{line}\n" for line in lines))
+
+    def down(self) -> None:
+        """Take everything of it away, from whatever state it is in."""
+        spared = ancestors()
+        supervisors = [
+            process
+            for path in (self.folder / "targets").glob("*/supervisor.pid")
+            if (process := Process.remembered(path))
+        ]
+        for process in supervisors:
+            os.kill(process.pid, signal.SIGKILL)
+        for process in supervisors:
+            process.end()
+        for process in in_networks(self.network.existing()):
+            if process.pid not in spared:
+                process.end()
+        remove_cgroups(self.name)
+        with cache.lock(machine.lock_file()):
+            self.network.down()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            STATE.rmdir()  # only when it was the last lab
+        for cached in ("settings", "credentials", "targets"):
+            self.__dict__.pop(cached, None)
+
+    # Using it
+
+    def inside(self, host: str, command: Sequence[str]) -> list[str]:
+        """The command line that runs a command on this machine's files, but in a host's network."""
+        if host not in FIXED_HOSTS:
+            raise LabError(f"no such host: {host} (one of {', '.join(FIXED_HOSTS)}); for a target use exec")
+        return ["nsenter", f"--net=/run/netns/{self.network.namespace(host)}", "--", *command]
+
+    def run(
+        self, command: Sequence[str], *, host: str = "controller", **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the controller's (or the stranger's) network and give back its output as text."""
+        options = {"text": True, "capture_output": True, "env": tool_environment(), **options}
+        return subprocess.run(self.inside(host, command), **options)
+
+    def exec(self, target: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command as root inside a target."""
+        return self.target(target).exec(command, **options)
+
+
+def prepare(linux: bool = True, windows: bool = True) -> None:
+    """Have every root file system that is asked for in the cache."""
+    from .programs import windows_programs
+    from .rootfs import linux as linux_root
+    from .rootfs import windows as windows_root
+
+    jobs = []
+    with ThreadPoolExecutor() as pool:
+        if linux:
+            jobs.append(pool.submit(linux_root().ensure))
+        if windows:
+            jobs.append(pool.submit(lambda: windows_root(windows_programs()).ensure()))
+        for job in jobs:
+            job.result()
+
+
+def leftovers() -> list[str]:
+    """What labs left on this machine: nothing, once each has been taken down. The cache doesn't count."""
+    found = [f"network namespace {name}" for name in every_namespace()]
+    found += [f"process {p.pid} in a lab's network: {p.command}" for p in in_networks(every_namespace())]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"tests.lab.supervisor" in words or any(word.startswith(b"--network-namespace-path=/run/netns/sj-") for word in words):
+                    found.append(f"process {entry.name}: {b' '.join(words).decode(errors='replace')[:160]}")
+    with open("/proc/self/mountinfo") as table:
+        found += [f"mount {line.split()[4]}" for line in table if str(STATE) in line or "/sojourn-lab/" in line]
+    found += [f"interface {path.name}" for path in Path("/sys/class/net").iterdir() if path.name in ("br0",) or path.name.startswith(PREFIX)]
+    found += [f"control group {path}" for path in cgroups() if path.exists()]
+    found += [f"folder {path}" for path in (STATE,) if path.exists()]
+    return found

@@ -1,0 +1,191 @@
+"""What Linux and Windows targets have in common: a root, a boot, a way to run something inside."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commands import run, tool_environment
+from .errors import LabError
+from .namespaces import connect
+from .network import Addresses
+from .processes import Process
+from .rootfs import RootFileSystem
+from .waiting import wait_for
+
+if TYPE_CHECKING:
+    from .model import Lab
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+class Target(ABC):
+    """One target of a lab. The object holds nothing that is not in the lab's state folder."""
+
+    kind: str
+    connection: str
+    user: str
+    port: int
+    accounts: tuple[str, ...]
+    disk = "1536m"
+    """How much a target may write; small enough that a test can fill it."""
+
+    def __init__(self, lab: Lab, name: str, number: int) -> None:
+        self.lab = lab
+        self.name = name
+        self.number = number
+        self.folder = lab.folder / "targets" / name
+
+    # What a kind of target says about itself
+
+    @abstractmethod
+    def root(self) -> RootFileSystem:
+        """The root file system it stands on."""
+
+    @abstractmethod
+    def furnish(self, root: Path) -> None:
+        """Put into its fresh root what is this target's own: names, keys, passwords. Runs in the supervisor."""
+
+    @abstractmethod
+    def answers(self) -> bool:
+        """Whether its way in answers now."""
+
+    # Names and secrets
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Where it is on the lab's link."""
+        return self.lab.network.addresses(self.number)
+
+    @property
+    def namespace(self) -> str:
+        """Its network namespace."""
+        return self.lab.network.namespace(self.name)
+
+    def password(self, user: str | None = None) -> str:
+        """The password of an account, by default the one in the inventory."""
+        return self.lab.credentials[self.name][user or self.user]
+
+    def new_passwords(self) -> dict[str, str]:
+        """Fresh passwords for every account."""
+        # The lead satisfies any complexity rule; a colon would end chpasswd's user name.
+        return {user: f"Lab1-{secrets.token_urlsafe(12)}" for user in self.accounts}
+
+    # Running
+
+    def start(self) -> None:
+        """Start its supervisor, which outlives this process."""
+        self.folder.mkdir(parents=True)
+        with open(self.folder / "supervisor.log", "ab") as log:
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.lab.supervisor", self.lab.name, self.name],
+                cwd=CHECKOUT,
+                env=tool_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def supervisor(self) -> Process | None:
+        """The process that runs it."""
+        return Process.remembered(self.folder / "supervisor.pid")
+
+    @property
+    def leader(self) -> Process | None:
+        """Process 1 of the running container."""
+        machine = Process.remembered(self.folder / "machine.pid")
+        for pid in machine.children() if machine else []:
+            status = Path(f"/proc/{pid}/status")
+            try:
+                inner = next(line for line in status.read_text().splitlines() if line.startswith("NSpid:"))
+            except (OSError, StopIteration):
+                continue
+            if inner.split()[-1] == "1":
+                return Process.find(pid)
+        return None
+
+    def wait_until_up(self, timeout: float = 60) -> None:
+        """Return once the way in answers; a target that ended instead says why."""
+
+        def up() -> bool:
+            if (self.folder / "failed").exists():
+                raise LabError(f"{self.name}: {(self.folder / 'failed').read_text().strip()}")
+            return self.leader is not None and self.answers()
+
+        try:
+            wait_for(f"{self.name} to answer on port {self.port}", up, timeout, first=0.02)
+        except LabError as error:
+            raise LabError(f"{error} (see {self.folder}/console.log)") from None
+
+    def can_connect(self, port: int | None = None, family: str = "ipv6", source: str = "controller") -> bool:
+        """Whether a TCP connection from another host of the lab is accepted."""
+        host = self.addresses.as_seen_from_the_lab(family)
+        try:
+            connect(self.lab.network.namespace(source), host, port or self.port, timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def greeting(self, port: int, size: int = 16) -> bytes:
+        """The first bytes that a service on it says by itself."""
+        try:
+            with connect(self.lab.network.namespace("controller"), self.addresses.ula, port, timeout=2) as wire:
+                return wire.recv(size)
+        except (OSError, socket.timeout):
+            return b""
+
+    # Inside
+
+    environment: Mapping[str, str] = {}
+
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """The command line that runs a command as root inside the running target."""
+        leader = self.leader
+        if not leader:
+            raise LabError(f"{self.name} is not running")
+        variables = {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "TERM": "dumb",
+            **self.environment,
+        }
+        return [
+            *("nsenter", f"--target={leader.pid}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"),
+            *("env", "-i", *(f"{key}={value}" for key, value in variables.items()), *command),
+        ]
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        input: str | bytes | None = None,
+        check: bool = True,
+        timeout: float | None = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as root inside the target, not by way of the product: for arranging and checking tests."""
+        return run(self.inside(command), input=input, check=check, timeout=timeout)
+
+    def host_vars(self, family: str) -> dict[str, Any]:
+        """Its inventory entry."""
+        return {
+            "ansible_connection": self.connection,
+            "ansible_host": self.addresses.as_seen_from_the_lab(family),
+            "ansible_user": self.user,
+            "ansible_password": self.password(),
+        }
+
+    def as_json(self) -> str:
+        """What it is, for people and scripts."""
+        leader = self.leader
+        return json.dumps({"name": self.name, "kind": self.kind, "pid": leader.pid if leader else None})

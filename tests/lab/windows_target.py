@@ -1,0 +1,37 @@
+"""A Windows target: Samba's real SMB server in front of Wine's real service control manager."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from .commands import run
+from .programs import windows_programs
+from .rootfs import RootFileSystem, windows
+from .target import Target
+
+
+class WindowsTarget(Target):
+    """ADMIN$ and C$ of a Wine prefix over SMB 3.1.1, and its SCM behind the pipe svcctl."""
+
+    kind = "windows"
+    connection = "sojourn.deploy.smb"
+    user = "Administrator"
+    port = 445
+    accounts = ("Administrator", "operator", "reader")
+    environment = {"WINEPREFIX": "/srv/windows", "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "winemenubuilder.exe=d"}
+
+    def root(self) -> RootFileSystem:
+        return windows(windows_programs())
+
+    def furnish(self, root: Path) -> None:
+        (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
+        (root / "etc/hostname").write_text(f"{self.name}\n")
+        (root / "etc/samba/netbios.conf").write_text(f"netbios name = {self.name.upper()}\n")
+        for user in self.accounts:
+            # smbpasswd -s reads the password twice from its standard input.
+            run(["chroot", root, "smbpasswd", "-s", "-a", user], input=f"{self.password(user)}\n" * 2)
+
+    def answers(self) -> bool:
+        # The bridge writes this once Wine's services.exe has answered through the pipe; smbd is up before that.
+        return self.can_connect() and self.exec(["test", "-e", "/run/sojourn-lab/ready"], check=False).returncode == 0
