@@ -13,13 +13,19 @@ from .commands import run
 HERE = Path(__file__).parent
 MIRROR = os.environ.get("SOJOURN_LAB_MIRROR", "http://deb.debian.org/debian")
 
+# nspawn keeps a lock and a folder for each container here, and leaves them when it is killed.
+NSPAWN_NOTES = "/run/systemd/nspawn"
+
 # Nobody reads manuals on a throwaway target: less to unpack.
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/lintian/*")
 
 
 @dataclass(frozen=True)
 class RootFileSystem:
-    """A recipe: a Debian suite, its packages, a folder of files laid over it, and a script run in it."""
+    """A recipe in two layers: a Debian suite's packages; over them a folder of files and what a script makes of them.
+
+    Two, so that a changed file costs seconds and not the minute that the packages take.
+    """
 
     name: str
     suite: str
@@ -34,21 +40,29 @@ class RootFileSystem:
         return HERE / "files" / self.name
 
     @property
-    def key(self) -> str:
-        """The hash of all that the result depends on, but for the mirror's own changes."""
-        recipe = f"2 {self.suite} {self.packages} {self.architectures} {LEFT_OUT} {self.programs and self.programs.name}"
-        return cache.digest(recipe, self.files, Path(__file__))
+    def base_key(self) -> str:
+        """The hash of all that the packages' layer depends on, but for the mirror's own changes."""
+        return cache.digest(f"1 {self.suite} {self.packages} {self.architectures} {LEFT_OUT}")
 
     @property
-    def path(self) -> Path:
-        """Where it is in the cache."""
-        return cache.path_of(f"root-{self.name}", self.key)
+    def key(self) -> str:
+        """The hash of all that the upper layer depends on."""
+        return cache.digest(f"1 {self.base_key} {self.programs and self.programs.name}", self.files)
 
-    def ensure(self) -> Path:
-        """Build it when it isn't there."""
-        return cache.ensure(f"root-{self.name}", self.key, self._build)
+    @property
+    def layers(self) -> list[Path]:
+        """The layers in the cache, top first, as overlay's `lowerdir` wants them."""
+        return [
+            cache.path_of(f"root-{self.name}", self.key) / "layer",
+            cache.path_of(f"packages-{self.name}", self.base_key),
+        ]
 
-    def _build(self, root: Path) -> None:
+    def ensure(self) -> None:
+        """Build what isn't there."""
+        base = cache.ensure(f"packages-{self.name}", self.base_key, self._install)
+        cache.ensure(f"root-{self.name}", self.key, lambda folder: self._furnish(base, folder))
+
+    def _install(self, root: Path) -> None:
         debs = cache.folder() / "debs" / self.suite
         debs.mkdir(parents=True, exist_ok=True)
         archives = '"$1/var/cache/apt/archives"'
@@ -70,17 +84,32 @@ class RootFileSystem:
             *(self.suite, str(root), MIRROR),
         ]
         run(command, timeout=1800)
-        run(["cp", "-a", "--no-preserve=ownership", f"{self.files}/.", f"{root}/"])
+
+    def _furnish(self, base: Path, folder: Path) -> None:
+        layer, work, root = folder / "layer", folder / "work", folder / "root"
+        for path in (layer, work, root):
+            path.mkdir(parents=True)
+        (layer / "opt/sojourn-lab/bin").mkdir(parents=True)
+        run(["cp", "-a", "--no-preserve=ownership", f"{self.files}/.", f"{layer}/"])
         if self.programs:
-            run(["cp", "-a", f"{self.programs}/.", f"{root}/opt/sojourn-lab/bin/"])
+            run(["cp", "-a", f"{self.programs}/.", f"{layer}/opt/sojourn-lab/bin/"])
+        nspawn = [
+            *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"),
+            *("--resolv-conf=off", "--timezone=off", "--link-journal=no", f"--directory={root}"),
+            *("/bin/sh", "-eu", "/setup.sh"),
+        ]
+        # In mounts of its own, with nspawn's notes on a tmpfs: whatever happens, nothing stays mounted or noted.
         run(
             [
-                *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
-                *("--resolv-conf=off", "--timezone=off", "--link-journal=no", "--console=pipe"),
-                *("-D", str(root), "/bin/sh", "-eu", "/setup.sh"),
+                *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
+                f"mkdir -p {NSPAWN_NOTES}; mount -t tmpfs tmpfs {NSPAWN_NOTES}; "
+                f"mount -t overlay overlay -o lowerdir={base},upperdir={layer},workdir={work} {root}; "
+                f"exec {shlex.join(nspawn)}",
             ]
         )
-        (root / "setup.sh").unlink()
+        (layer / "setup.sh").unlink()
+        cache.remove_tree(work)
+        root.rmdir()
 
 
 LINUX_PACKAGES = (
@@ -88,7 +117,7 @@ LINUX_PACKAGES = (
     *("iptables", "nftables", "ufw", "firewalld", "python3", "rpm", "ca-certificates"),
 )
 WINDOWS_PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "nftables", "python3-minimal", "samba"),
+    *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "nftables", "python3", "samba"),
     # wine32: installers in the field are 32-bit programs.
     *("wine", "wine64", "wine32:i386"),
 )

@@ -24,6 +24,7 @@ from .errors import LabError
 from .model import Lab
 from .namespaces import die_with_parent, mount, own_mounts, unmount
 from .processes import Process, join_cgroups
+from .rootfs import NSPAWN_NOTES
 from .target import Target
 
 # What nspawn answers under --keep-unit when the container asked for a reboot (EXIT_FORCE_RESTART).
@@ -47,6 +48,8 @@ class Supervisor:
         """Until TERM, or until the target switches itself off."""
         join_cgroups(self.target.lab.name, self.target.name)
         own_mounts()
+        Path(NSPAWN_NOTES).mkdir(parents=True, exist_ok=True)
+        mount("tmpfs", NSPAWN_NOTES, "tmpfs")
         self.make_disk()
         Process.find(os.getpid()).remember(self.target.folder / "supervisor.pid")
         while True:
@@ -66,7 +69,7 @@ class Supervisor:
         upper, work = self.disk / "upper", self.disk / "work"
         for path in (upper, work, self.root):
             path.mkdir()
-        lower = self.target.root().path
+        lower = ":".join(map(str, self.target.root().layers))
         mount("overlay", self.root, "overlay", options=f"lowerdir={lower},upperdir={upper},workdir={work}")
         self.target.furnish(self.root)
 

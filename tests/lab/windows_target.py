@@ -33,5 +33,5 @@ class WindowsTarget(Target):
             run(["chroot", root, "smbpasswd", "-s", "-a", user], input=f"{self.password(user)}\n" * 2)
 
     def answers(self) -> bool:
-        # The bridge writes this once Wine's services.exe has answered through the pipe; smbd is up before that.
-        return self.can_connect() and self.exec(["test", "-e", "/run/sojourn-lab/ready"], check=False).returncode == 0
+        # smbd is started only after the bridge has reached Wine's services.exe: see sojourn-lab-windows.service.
+        return self.can_connect()
