@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from .namespaces import connect
 from .network import Addresses
 from .processes import Process
 from .rootfs import RootFileSystem
-from .waiting import wait_for
+from .waiting import wait_for, wait_for_exit
 
 if TYPE_CHECKING:
     from .model import Lab
@@ -126,6 +128,31 @@ class Target(ABC):
             wait_for(f"{self.name} to answer on port {self.port}", up, timeout, first=0.02)
         except LabError as error:
             raise LabError(f"{error} (see {self.folder}/console.log)") from None
+
+    def reboot(self, timeout: float = 60) -> None:
+        """Have its own system restart it; returns when it answers again."""
+        self._new_boot(lambda: self.exec(["systemctl", "reboot"], check=False), timeout)
+
+    def cut(self, timeout: float = 60) -> None:
+        """Cut its power, give it back; the disk stays as it is."""
+        self._new_boot(lambda: self._tell_supervisor(signal.SIGUSR1), timeout)
+
+    def reset(self, timeout: float = 60) -> None:
+        """Cut its power and start it with a fresh disk: as after `up`, but with new SSH host keys."""
+        self._new_boot(lambda: self._tell_supervisor(signal.SIGUSR2), timeout)
+        self.lab.write_known_hosts()
+
+    def _tell_supervisor(self, number: int) -> None:
+        if not (supervisor := self.supervisor):
+            raise LabError(f"{self.name} has no supervisor any more; take the lab down and up again")
+        os.kill(supervisor.pid, number)
+
+    def _new_boot(self, begin: Callable[[], object], timeout: float) -> None:
+        leader = self.leader
+        begin()
+        if leader and not wait_for_exit(leader.pid, timeout):
+            raise LabError(f"{self.name} did not go down within {timeout:.0f} s")
+        self.wait_until_up(timeout)
 
     def can_connect(self, port: int | None = None, family: str = "ipv6", source: str = "controller") -> bool:
         """Whether a TCP connection from another host of the lab is accepted."""

@@ -20,6 +20,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
@@ -170,14 +171,23 @@ func services() (map[string]string, error) {
 		if status, err := service.Query(); err == nil {
 			state = states[uint32(status.State)]
 		}
-		if config, err := service.Config(); err == nil {
+		if config, err := configOf(service); err == nil {
 			start = map[uint32]string{0: "boot", 1: "system", 2: "automatic", 3: "manual", 4: "disabled"}[config.StartType]
-			path = config.BinaryPathName
+			path = windows.UTF16PtrToString(config.BinaryPathName)
 		}
 		service.Close()
 		found[name] = fmt.Sprintf("%s, %s, %s", state, start, path)
 	}
 	return found, nil
+}
+
+// configOf asks for what every SCM tells; mgr's own Config also asks for what Wine's doesn't.
+func configOf(service *mgr.Service) (*windows.QUERY_SERVICE_CONFIG, error) {
+	buffer := make([]byte, 8192)
+	var needed uint32
+	config := (*windows.QUERY_SERVICE_CONFIG)(unsafe.Pointer(&buffer[0]))
+	err := windows.QueryServiceConfig(service.Handle, config, uint32(len(buffer)), &needed)
+	return config, err
 }
 
 // values collects every value below a key of HKLM as text.

@@ -98,7 +98,6 @@ class Pipe:
         greeting = await reader.readexactly(length)
         level = struct.unpack_from("<I", greeting, 4)[0]
         account = account_of(greeting)
-        Path('/run/sojourn-lab/greeting').write_bytes(greeting)
         try:
             far_reader, far_writer = await open_pipe(self.name)
         except OSError as error:
@@ -181,7 +180,7 @@ def ruleset(rules: list[dict]) -> str:
             if remotes:
                 lines.append(f"{family} saddr {{ {', '.join(remotes)} }} {match} counter {verdict} comment {name}")
     body = "\n".join(lines)
-    return f"flush chain inet windows_firewall rules\ntable inet windows_firewall {{\nchain rules {{\n{body}\n}}\n}}\n"
+    return f"flush chain inet windows_firewall stored\ntable inet windows_firewall {{\nchain stored {{\n{body}\n}}\n}}\n"
 
 
 async def firewall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
