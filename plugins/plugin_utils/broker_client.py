@@ -1,0 +1,363 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The worker's side of the broker: finds or starts it, and is what plugins call (class ``Agent``); it talks to no target itself.
+
+Ansible forks a worker for each task and host and imports this file in each, so it may import nothing but the standard library,
+and of that nothing slow (a unit test measures it).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import stat
+import sys
+import time
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+
+#: Seconds that a new broker may take until it listens.
+START_SECONDS = 30.0
+#: Longest path that a Unix socket may have on every system (Linux has 108, macOS 104, both with the final zero).
+_LONGEST_SOCKET_PATH = 103
+#: Variables that the broker needs; it outlives its worker, so it gets no others of the user's.
+_ENVIRONMENT = ('HOME', 'PATH', 'USER', 'LOGNAME', 'LANG', 'LANGUAGE', 'TZ', 'TMPDIR', 'SSH_AUTH_SOCK', 'VIRTUAL_ENV', 'LD_LIBRARY_PATH', 'OPENSSL_CONF')
+_ENVIRONMENT_PREFIXES = ('LC_', 'KRB5', 'XDG_', 'PYTHON', 'SOJOURN_', 'COVERAGE_')
+
+
+def start_time(pid: int) -> str:
+    """When a process began, in clock ticks since boot; '0' where that cannot be told. Tells a reused process id apart."""
+    try:
+        with open(f'/proc/{pid}/stat', 'rb') as file:
+            # Field 22; the second field is a name in parentheses that may itself hold blanks and parentheses.
+            return file.read().rpartition(b')')[2].split()[19].decode('ascii')
+    except (OSError, IndexError, UnicodeDecodeError):
+        return '0'
+
+
+def _private_base() -> str:
+    runtime = os.environ.get('XDG_RUNTIME_DIR')
+    if runtime and os.path.isabs(runtime) and len(runtime) < 40:
+        try:
+            status = os.stat(runtime)
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+                return os.path.join(runtime, 'sojourn')
+        except OSError:
+            pass
+    return f'/tmp/sojourn-{os.geteuid()}'
+
+
+def run_folder(owner_pid: int) -> str:
+    """The broker's private folder for a run: a pure function of the process id and start of its ``ansible-playbook``."""
+    return os.path.join(_private_base(), f'{owner_pid}-{start_time(owner_pid)}')
+
+
+def socket_path(folder: str) -> str:
+    """The broker's socket in its folder."""
+    return os.path.join(folder, 'socket')
+
+
+def log_path(folder: str) -> str:
+    """The broker's log in its folder."""
+    return os.path.join(folder, 'broker.log')
+
+
+def _unavailable(folder: str, detail: t.Any) -> SojournError:
+    return SojournError('SD-902', step='starting the broker', detail=detail, log=log_path(folder))
+
+
+def make_private_folder(path: str) -> None:
+    """Makes a folder that only this user can enter, or checks that it is one. Raises SD-902."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise _unavailable(path, error) from None
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        raise _unavailable(path, error) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise _unavailable(path, f'{path} is not a folder')
+    if status.st_uid != os.geteuid():
+        raise _unavailable(path, f'{path} belongs to another user (id {status.st_uid})')
+    if status.st_mode & 0o077:
+        raise _unavailable(path, f'{path} is open to other users (mode {stat.S_IMODE(status.st_mode):04o})')
+
+
+def _connect_socket(folder: str) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(socket_path(folder))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except OSError as error:
+        connection.close()
+        raise _unavailable(folder, error) from None
+    return connection
+
+
+def _spawn(folder: str, owner_pid: int) -> None:
+    """Starts the broker and waits until it listens. The caller holds the lock."""
+    import json
+    import subprocess
+
+    reader, writer = os.pipe()
+    try:
+        environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)}
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'broker.py')
+        # -P: the folder of plugin_utils must not come first in sys.path, its modules have common names.
+        # A session of its own: a worker that ends kills its process group (ansible-core's WorkerProcess).
+        with open(os.devnull, 'r+b') as null, open(log_path(folder), 'ab', opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+            process = subprocess.Popen(
+                [sys.executable, '-P', program, '--folder', folder, '--owner', str(owner_pid), '--ready', str(writer)],
+                stdin=null, stdout=null, stderr=log, pass_fds=(writer,), start_new_session=True, cwd='/', env=environment)
+        process.returncode = 0  # it is not ours to wait for: it outlives this worker
+    except OSError as error:
+        os.close(reader)
+        raise _unavailable(folder, error) from None
+    finally:
+        os.close(writer)
+    answer = b''
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        while not answer.endswith(b'\n'):
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise _unavailable(folder, f'it was not ready within {START_SECONDS:.0f} s')
+            data = os.read(reader, 65536)
+            if not data:
+                raise _unavailable(folder, 'it ended while starting')
+            answer += data
+    finally:
+        os.close(reader)
+    message = json.loads(answer)
+    if message.get('error'):
+        raise SojournError.from_dict(message['error'])
+
+
+def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
+    """A connection to the run's broker, which is started where it does not run yet.
+
+    With ``start`` false: None where it does not run. Raises SD-902.
+    """
+    folder = run_folder(owner_pid)
+    if len(socket_path(folder)) > _LONGEST_SOCKET_PATH:
+        raise _unavailable(folder, f'the path {socket_path(folder)} is too long for a socket')
+    connection = _connect_socket(folder)
+    if connection is not None or not start:
+        return connection
+    make_private_folder(os.path.dirname(folder))
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        make_private_folder(folder)
+        # Many workers may come at once (delegate_to, forks): one starts the broker, the others wait here.
+        try:
+            lock = os.open(os.path.join(folder, 'lock'), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            continue  # a broker that ends has just removed the folder
+        except OSError as error:
+            raise _unavailable(folder, error) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            connection = _connect_socket(folder)
+            if connection is not None:
+                return connection
+            try:
+                if os.fstat(lock).st_nlink == 0:
+                    continue  # as above
+                os.unlink(socket_path(folder))
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise _unavailable(folder, error) from None
+            _spawn(folder, owner_pid)
+            connection = _connect_socket(folder)
+            if connection is None:
+                raise _unavailable(folder, 'it ended right after its start')
+            return connection
+        finally:
+            os.close(lock)
+    raise _unavailable(folder, 'its folder vanishes again and again')
+
+
+#: What ``Agent.execute``'s ``converse`` returns: bytes for the process's input, and whether end of file follows.
+Input = t.Tuple[bytes, bool]
+
+
+class Agent:
+    """One target's agent as plugins see it. Every method raises ``SojournError`` only.
+
+    Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
+    ``remove`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
+    interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
+    """
+
+    def __init__(self, target: Target, owner_pid: int) -> None:
+        self.target = target
+        self.owner_pid = owner_pid
+
+    def _call(self, call: str, arguments: dict[str, t.Any] | None = None, *, start: bool = True, payload: bytes = b'',
+              on_event: t.Callable[[str, dict[str, t.Any], bytes], Input | None] | None = None) -> t.Any:
+        host = self.target.host
+        try:
+            connection = connect(self.owner_pid, start=start)
+            if connection is None:
+                return None
+            with connection:
+                wire.send_frame(connection, {
+                    'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments or {}, 'payload': len(payload)})
+                for chunk in wire.chunks(payload):
+                    wire.send_frame(connection, {'input': True}, chunk)
+                while True:
+                    frame = wire.receive_frame(connection)
+                    if frame is None:
+                        raise SojournError('SD-902', step=call, detail='it ended while it worked', log=log_path(run_folder(self.owner_pid)))
+                    header, data = frame
+                    if 'event' in header:
+                        reply = on_event(header['event'], header, bytes(data)) if on_event else None
+                        if reply is not None:
+                            wire.send_frame(connection, {'write': True, 'close': bool(reply[1])}, reply[0])
+                        continue
+                    if header.get('error'):
+                        raise SojournError.from_dict(header['error'])
+                    return header['result']
+        except SojournError as error:
+            raise error.at(host=host)
+        except (OSError, wire.WireError) as error:
+            raise SojournError('SD-902', host=host, step=call, detail=error, log=log_path(run_folder(self.owner_pid))) from None
+
+    # The agent itself
+
+    def deploy(self) -> dict[str, t.Any]:
+        """Puts the agent on the target, if it is not there.
+
+        Returns ``{'changed': bool, 'info': {...}, 'seconds': {'connect', 'upload', 'start', 'first_call'}}``; ``info`` has the fields of
+        the WSDL's type Info in snake case. Raises 1xx to 6xx.
+        """
+        return self._call('deploy')
+
+    def present(self) -> bool:
+        """Whether the broker has a live session with the target's agent. Connects to nothing."""
+        return bool(self._call('present', start=False))
+
+    def info(self) -> dict[str, t.Any]:
+        """GetInfo, in snake case."""
+        return self._call('info')
+
+    def remove(self) -> dict[str, t.Any]:
+        """Ends the agent and waits until service, folder and rule are gone and the way in is released.
+
+        Returns ``{'changed': bool, 'removed': [...]}``. Without a session: changed False, and nothing is connected to. Raises SD-801.
+        """
+        return self._call('remove', start=False) or {'changed': False, 'removed': []}
+
+    def cleanup(self, run: str | None = None, check: bool = False) -> dict[str, t.Any]:
+        """Removes what runs of this project left on the target, whatever state it is in; ends the own session first.
+
+        ``run``: only this run's, live or not; otherwise all dead runs'. ``check``: only tells.
+        Returns ``{'changed': bool, 'leftovers': [{'kind', 'name', 'run', 'state', 'detail'}]}``.
+        """
+        return self._call('cleanup', {'run': run, 'check': bool(check)})
+
+    # Packages and files
+
+    def query_packages(self, manager: str | None = None, name: str | None = None) -> list[dict[str, t.Any]]:
+        """The package databases' entries: manager, name, version, architecture, id, publisher (None where the database has none)."""
+        return self._call('query_packages', {'manager': manager, 'name': name})
+
+    def put_file(self, local_path: str, remote_path: str, *, mode: str = '0600', user: str | None = None, checksum: str | None = None,
+                 on_progress: t.Callable[[int, int], None] | None = None) -> dict[str, t.Any]:
+        """Sends a file; the broker reads it. ``remote_path`` may be relative to the agent's folder.
+
+        ``checksum``: the expected SHA-256 in hex; where it differs nothing is left (SD-106). ``on_progress(bytes sent, bytes in all)``.
+        Returns ``{'path' (absolute), 'size' (bytes), 'checksum' (hex), 'seconds'}``. Raises SD-106, 402, 706, 707, 709, 5xx.
+        """
+        def on_event(event: str, header: dict[str, t.Any], unused_data: bytes) -> None:
+            if event == 'progress' and on_progress is not None:
+                on_progress(header['done'], header['total'])
+
+        return self._call('put_file', {
+            'local_path': os.path.abspath(str(local_path)), 'remote_path': str(remote_path), 'mode': mode, 'user': user,
+            'checksum': checksum.lower() if checksum else None, 'progress': on_progress is not None}, on_event=on_event)
+
+    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None) -> dict[str, t.Any]:
+        """Fetches a file; the broker writes it, under another name until it is whole.
+
+        Returns ``{'path', 'size' (bytes), 'checksum' (hex), 'seconds'}``. Raises SD-706, 707, 709, 5xx.
+        """
+        return self._call('get_file', {'remote_path': str(remote_path), 'local_path': os.path.abspath(str(local_path)), 'user': user})
+
+    def stat(self, path: str, checksum: bool = False, user: str | None = None) -> dict[str, t.Any]:
+        """What is at a path: path, kind ('absent', 'file', 'directory', 'link', 'other'), size, mode, owner, modified (ISO 8601), checksum (hex)."""
+        return self._call('stat', {'path': str(path), 'checksum': bool(checksum), 'user': user})
+
+    def remove_path(self, path: str, recursive: bool = False, user: str | None = None) -> bool:
+        """Removes a file or folder on the target; False where nothing was there. Raises SD-706."""
+        return bool(self._call('remove_path', {'path': str(path), 'recursive': bool(recursive), 'user': user}))
+
+    def extract(self, path: str, folder: str) -> int:
+        """Unpacks a .zip on the target into a new folder; returns the number of files. Raises SD-706, 708."""
+        return int(self._call('extract', {'path': str(path), 'folder': str(folder)}))
+
+    # Processes
+
+    def execute(self, arguments: t.Sequence[str] | None = None, *, command_line: str | None = None, directory: str | None = None,
+                environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
+                timeout: float | None = None, safe_to_kill: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
+                converse: t.Callable[[str, bytes], Input | None] | None = None) -> dict[str, t.Any]:
+        """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
+
+        ``timeout``: seconds until the whole process tree is killed. ``on_output(stream, data)`` is called while it runs, with
+        'stdout' or 'stderr'. ``converse`` likewise, and what it returns, (bytes, close), is written to the process's input, which
+        stays open until it says close; ``input_data`` then comes before. ``safe_to_kill``: may be killed when the lease ends.
+        If the caller is interrupted, the process's whole tree is killed.
+
+        Returns ``{'exit_code' (None if there is none), 'stdout' (bytes), 'stderr' (bytes), 'timed_out', 'seconds'}``.
+        Raises SD-504, 701, 702, 5xx.
+        """
+        output: dict[str, list[bytes]] = {'stdout': [], 'stderr': []}
+
+        def on_event(event: str, header: dict[str, t.Any], data: bytes) -> Input | None:
+            if event != 'output':
+                return None
+            stream = header['stream']
+            output[stream].append(data)
+            if on_output is not None:
+                on_output(stream, data)
+            return converse(stream, data) if converse is not None else None
+
+        result = self._call('execute', {
+            'arguments': [str(argument) for argument in arguments] if arguments is not None else None,
+            'command_line': command_line, 'directory': directory,
+            'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
+            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
+            'streaming': on_output is not None or converse is not None, 'keep_input_open': converse is not None,
+        }, payload=input_data or b'', on_event=on_event)
+        result['stdout'] = b''.join(output['stdout'])
+        result['stderr'] = b''.join(output['stderr'])
+        return result
+
+    # Firewall
+
+    def open_port(self, port: int, protocol: str = 'tcp', source: str | None = None, family: str | None = None, keep: bool = False) -> dict[str, t.Any]:
+        """Admits a port through the target's firewall; idempotent. Returns ``{'changed', 'rules': [...]}``. Raises 6xx."""
+        return self._call('open_port', {'port': int(port), 'protocol': protocol, 'source': source, 'family': family, 'keep': bool(keep)})
+
+    def close_port(self, port: int, protocol: str = 'tcp', source: str | None = None, family: str | None = None) -> dict[str, t.Any]:
+        """Takes back what ``open_port`` made; idempotent. Returns ``{'changed'}``. Raises 6xx."""
+        return self._call('close_port', {'port': int(port), 'protocol': protocol, 'source': source, 'family': family})
+
+    def list_ports(self) -> list[dict[str, t.Any]]:
+        """This project's firewall rules on the target: name, run, port, protocol, family, source, firewall_kind."""
+        return self._call('list_ports')

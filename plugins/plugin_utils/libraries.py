@@ -1,0 +1,77 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The one place where libraries from outside ansible-core are imported; not a place that uses them.
+
+A module of the broker writes ``smb = library('smbprotocol.connection')``. Where the library is missing, the module can still be
+imported (documentation builds and sanity tests do so), and the first use raises SD-901, which names the library and the interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+#: Import name's first part: name on PyPI and the oldest version that will do (kept equal with requirements.txt by a unit test).
+DISTRIBUTIONS = {
+    'cryptography': 'cryptography',
+    'lxml': 'lxml',
+    'paramiko': 'paramiko',
+    'pypsexec': 'pypsexec',
+    'requests': 'requests',
+    'smbprotocol': 'smbprotocol',
+    'spnego': 'pyspnego',
+    'gssapi': 'pyspnego[kerberos]',
+    'urllib3': 'requests',
+    'zeep': 'zeep',
+}
+
+
+def missing(name: str, error: BaseException) -> SojournError:
+    """SD-901 for the library behind an import name."""
+    distribution = DISTRIBUTIONS.get(name.partition('.')[0], name)
+    return SojournError('SD-901', step='loading libraries', library=distribution, detail=error, python=sys.executable)
+
+
+class _Missing:
+    """Stands for a library that is not there. Its attributes are classes that can be derived from and caught, but not made."""
+
+    def __init__(self, name: str, error: ImportError) -> None:
+        self._name = name
+        self._error = error
+
+    def __getattr__(self, attribute: str) -> t.Any:
+        if attribute.startswith('__'):
+            raise AttributeError(attribute)
+        name, error = self._name, self._error
+
+        def refuse(cls: type, *unused_args: t.Any, **unused_kwargs: t.Any) -> t.Any:
+            raise missing(name, error)
+
+        return type(attribute, (Exception,), {'__new__': refuse})
+
+
+def library(name: str) -> t.Any:
+    """The module of this name, or what stands for it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        return _Missing(name, error)
+
+
+def require(*modules: t.Any) -> None:
+    """Raises SD-901 for the first of these (results of ``library``) that is missing."""
+    for module in modules:
+        if isinstance(module, _Missing):
+            raise missing(module._name, module._error)
+
+
+def version(module: t.Any) -> str:
+    """A library's version, for diagnosis; '' where it tells none."""
+    if isinstance(module, types.ModuleType):
+        return str(getattr(module, '__version__', ''))
+    return ''

@@ -1,0 +1,300 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""MTOM/XOP: binary data beside a SOAP envelope, streamed both ways in bounded memory; knows no operation and no connection.
+
+https://www.w3.org/TR/soap12-mtom/, https://www.w3.org/TR/xop10/, RFC 2387 (multipart/related), SOAP 1.1 binding: WS-I BP 1.1 and
+https://www.w3.org/Submission/soap11mtom10/.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import secrets
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library
+
+etree = library('lxml.etree')
+
+XOP = 'http://www.w3.org/2004/08/xop/include'
+#: Bytes read from a file, and handed to the TLS connection, at a time.
+CHUNK = 1 << 20
+#: Longest root part that an answer may have: a target must not be able to exhaust the controller's memory.
+MAXIMUM_ROOT = 64 << 20
+_MAXIMUM_PART_HEADERS = 16 << 10
+
+
+class MtomError(Exception):
+    """What came is not multipart/related as XOP has it, or is larger than it may be."""
+
+
+# Sending
+
+class Source(t.Protocol):
+    """Binary data of known length that can be read once, in order."""
+
+    size: int
+
+    def __iter__(self) -> t.Iterator[bytes]:
+        """Chunks, ``size`` bytes in all."""
+
+
+@dataclasses.dataclass
+class Bytes:
+    """Data in memory."""
+
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return len(self.data)
+
+    def __iter__(self) -> t.Iterator[bytes]:
+        yield self.data
+
+
+class Late:
+    """A few bytes that are known only when they are sent, such as the checksum of the part before."""
+
+    def __init__(self, size: int, make: t.Callable[[], bytes]) -> None:
+        self.size = size
+        self._make = make
+
+    def __iter__(self) -> t.Iterator[bytes]:
+        data = self._make()
+        if len(data) != self.size:
+            raise MtomError(f'{len(data)} bytes where {self.size} were announced')
+        yield data
+
+
+class FileSource:
+    """A stretch of an open file, hashed on its way; ``hash`` may have been fed with what is before the stretch."""
+
+    def __init__(self, file: t.BinaryIO, size: int, *, hash: t.Any = None, on_chunk: t.Callable[[int], None] | None = None) -> None:
+        self.size = size
+        self.hash = hash if hash is not None else hashlib.sha256()
+        self._file = file
+        self._on_chunk = on_chunk
+
+    def __iter__(self) -> t.Iterator[bytes]:
+        left = self.size
+        while left:
+            data = self._file.read(min(CHUNK, left))
+            if not data:
+                raise EOFError(f'the file became shorter by {left} bytes while it was read')
+            left -= len(data)
+            self.hash.update(data)
+            yield data
+            if self._on_chunk is not None:
+                self._on_chunk(len(data))
+
+
+class Placeholder:
+    """Stands for binary data in the arguments from which the envelope is made."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.token = f'xop-{secrets.token_hex(16)}'
+
+
+class Body:
+    """A request's body, multipart/related, for requests: it has ``len`` (so no chunked coding) and can be iterated once."""
+
+    def __init__(self, envelope: t.Any, placeholders: t.Sequence[Placeholder]) -> None:
+        self._boundary = f'sojourn-{secrets.token_hex(12)}'
+        parts = {placeholder.token: placeholder for placeholder in placeholders}
+        order: list[Placeholder] = []
+        for element in list(envelope.iter()):
+            placeholder = parts.get(element.text) if isinstance(element.text, str) else None
+            if placeholder is not None:
+                element.text = None
+                etree.SubElement(element, f'{{{XOP}}}Include', href=f'cid:{placeholder.token}@sojourn', nsmap={'xop': XOP})
+                order.append(placeholder)
+        root = etree.tostring(envelope, xml_declaration=True, encoding='utf-8')
+        self._pieces: list[tuple[bytes, Source]] = [(self._head('root@sojourn', 'application/xop+xml; charset=UTF-8; type="text/xml"', first=True), Bytes(root))]
+        for placeholder in order:
+            self._pieces.append((self._head(f'{placeholder.token}@sojourn', 'application/octet-stream'), placeholder.source))
+        self._end = f'\r\n--{self._boundary}--\r\n'.encode('ascii')
+        #: Length in bytes; requests reads this attribute.
+        self.len = sum(len(head) + source.size for head, source in self._pieces) + len(self._end)
+
+    def _head(self, content_id: str, content_type: str, first: bool = False) -> bytes:
+        return ('' if first else '\r\n').encode('ascii') + (
+            f'--{self._boundary}\r\nContent-Type: {content_type}\r\nContent-Transfer-Encoding: binary\r\nContent-ID: <{content_id}>\r\n\r\n').encode('ascii')
+
+    @property
+    def content_type(self) -> str:
+        """Value of the header Content-Type."""
+        return f'multipart/related; type="application/xop+xml"; start="<root@sojourn>"; start-info="text/xml"; boundary="{self._boundary}"'
+
+    def __iter__(self) -> t.Iterator[bytes]:
+        # Small pieces travel together: each yield is one TLS record or more.
+        pending = b''
+        for head, source in self._pieces:
+            pending += head
+            for chunk in source:
+                if len(pending) + len(chunk) <= 65536:
+                    pending += chunk
+                    continue
+                if pending:
+                    yield pending
+                    pending = b''
+                yield chunk
+        yield pending + self._end
+
+
+# Receiving
+
+def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
+    """A Content-Type header: (media type, parameters), both in lower case but for the parameters' values."""
+    import email.message
+
+    message = email.message.Message()
+    message['Content-Type'] = value
+    parameters = {name.lower(): text for name, text in (message.get_params(failobj=[], header='Content-Type') or [])[1:]}
+    return message.get_content_type(), parameters
+
+
+class Reader:
+    """Reads multipart/related from ``read(count)``, part by part, without holding a part in memory."""
+
+    def __init__(self, read: t.Callable[[int], bytes], boundary: str) -> None:
+        if not boundary or len(boundary) > 200:
+            raise MtomError('the boundary is missing')
+        self._read = read
+        self._delimiter = b'\r\n--' + boundary.encode('latin-1')
+        # The first delimiter has no line break before it; with one put there, all are alike.
+        self._buffer = bytearray(b'\r\n')
+        self._ended = False
+        self._in_part = False
+        self._last = False
+
+    def _fill(self) -> bool:
+        if self._ended:
+            return False
+        data = self._read(CHUNK)
+        if not data:
+            self._ended = True
+            return False
+        self._buffer += data
+        return True
+
+    def data(self) -> t.Iterator[bytes]:
+        """The present part's data, in chunks."""
+        while self._in_part:
+            at = self._buffer.find(self._delimiter)
+            if at >= 0:
+                piece = bytes(self._buffer[:at])
+                del self._buffer[:at]
+                self._in_part = False
+                if piece:
+                    yield piece
+                return
+            # What could be the delimiter's beginning stays.
+            sure = len(self._buffer) - len(self._delimiter) + 1
+            if sure > 0:
+                piece = bytes(memoryview(self._buffer)[:sure])
+                del self._buffer[:sure]
+                yield piece
+            if not self._fill():
+                raise MtomError('the answer ended inside a part')
+
+    def all(self, limit: int) -> bytes:
+        """The present part's data in one piece. Raises MtomError past ``limit`` bytes."""
+        pieces: list[bytes] = []
+        size = 0
+        for piece in self.data():
+            size += len(piece)
+            if size > limit:
+                raise MtomError(f'a part is longer than {limit} bytes')
+            pieces.append(piece)
+        return b''.join(pieces)
+
+    def next(self) -> dict[str, str] | None:
+        """Goes to the next part, skipping the rest of this one; its headers (names in lower case), or None after the last."""
+        if self._last:
+            return None
+        for unused_piece in self.data():
+            pass
+        if not self._buffer.startswith(self._delimiter):
+            # A preamble, before the first part only.
+            self._in_part = True
+            for unused_piece in self.data():
+                pass
+        start = len(self._delimiter)
+        while len(self._buffer) < start + 2:
+            if not self._fill():
+                raise MtomError('the answer ended at a boundary')
+        if self._buffer[start:start + 2] == b'--':
+            self._last = True
+            while self._fill():  # to the end, so that the connection can be used again
+                self._buffer.clear()
+            return None
+        while True:
+            line_end = self._buffer.find(b'\r\n', start)
+            end = self._buffer.find(b'\r\n\r\n', start)
+            if end >= 0:
+                break
+            if len(self._buffer) - start > _MAXIMUM_PART_HEADERS:
+                raise MtomError("a part's headers are too long")
+            if not self._fill():
+                raise MtomError("the answer ended inside a part's headers")
+        if self._buffer[start:line_end].strip():
+            raise MtomError('a boundary has something after it')
+        headers: dict[str, str] = {}
+        for line in bytes(self._buffer[line_end + 2:end]).split(b'\r\n'):
+            name, colon, value = line.decode('latin-1').partition(':')
+            if colon:
+                headers[name.strip().lower()] = value.strip()
+        # The line break after the headers also counts as the one before a delimiter, for a part without data.
+        del self._buffer[:end + 2]
+        if self._buffer.startswith(self._delimiter):
+            self._in_part = False
+        else:
+            while len(self._buffer) < 2 and self._fill():
+                pass
+            del self._buffer[:2]
+            self._in_part = True
+        return headers
+
+
+def content_id(headers: dict[str, str]) -> str:
+    """A part's Content-ID without its angle brackets."""
+    return headers.get('content-id', '').strip().removeprefix('<').removesuffix('>')
+
+
+class Root:
+    """An answer's root part with each xop:Include replaced by a text that any SOAP library can read as base64."""
+
+    def __init__(self, data: bytes) -> None:
+        if b'Include' not in data:
+            #: The envelope, as it is to be parsed.
+            self.envelope = data
+            self._tokens: dict[bytes, str] = {}
+            return
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_comments=True)
+        try:
+            root = etree.fromstring(data, parser)
+        except etree.XMLSyntaxError as error:
+            raise MtomError(f'the root part is not XML: {error}') from None
+        self._tokens = {}
+        for include in list(root.iter(f'{{{XOP}}}Include')):
+            from urllib.parse import unquote
+
+            href = include.get('href', '')
+            parent = include.getparent()
+            if not href.startswith('cid:') or parent is None:
+                raise MtomError(f"the reference '{href[:100]}' is not to a part")
+            token = secrets.token_bytes(16)
+            self._tokens[token] = unquote(href[4:])
+            parent.remove(include)
+            parent.text = base64.b64encode(token).decode('ascii')
+        self.envelope = etree.tostring(root, encoding='utf-8', xml_declaration=True)
+
+    def reference(self, value: t.Any) -> str | None:
+        """The Content-ID that a binary value stands for, None for a value that came inline."""
+        return self._tokens.get(value) if isinstance(value, bytes) else None

@@ -1,0 +1,159 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TCP connections to targets over either address family, with errors that tell the cause; knows no protocol above TCP.
+
+Addresses are tried in getaddrinfo's order (RFC 6724), the next one starting when one has failed or not answered for a moment, as
+RFC 8305 (Happy Eyeballs) has it: a name with a dead AAAA and a living A connects in a fraction of a second, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import select
+import socket
+import time
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+#: Seconds that an address has for itself before the next one is tried beside it (RFC 8305, section 5).
+STAGGER_SECONDS = 0.25
+
+_NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENODEV, errno.EINVAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """One address of a target, as ``connect`` takes it."""
+
+    family: int
+    sockaddr: tuple
+
+    @property
+    def address(self) -> str:
+        """The numeric address; a link-local one with its zone."""
+        host = self.sockaddr[0]
+        if self.family == socket.AF_INET6 and self.sockaddr[3] and '%' not in host:
+            try:
+                return f'{host}%{socket.if_indextoname(self.sockaddr[3])}'
+            except OSError:
+                return f'{host}%{self.sockaddr[3]}'
+        return host
+
+    def with_port(self, port: int) -> Peer:
+        """The same address, another port."""
+        return Peer(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]))
+
+
+def resolve(address: str, port: int) -> list[Peer]:
+    """A name's or literal's addresses in the order to try them. Raises SD-201."""
+    try:
+        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+    except (OSError, UnicodeError) as error:
+        raise SojournError('SD-201', step='looking up the name', address=address, detail=getattr(error, 'strerror', None) or error) from None
+    peers: list[Peer] = []
+    for family, unused_type, unused_protocol, unused_name, sockaddr in found:
+        peer = Peer(family, sockaddr)
+        if family in (socket.AF_INET, socket.AF_INET6) and peer not in peers:
+            peers.append(peer)
+    if not peers:
+        raise SojournError('SD-201', step='looking up the name', address=address, detail='it has neither an AAAA nor an A record')
+    return peers
+
+
+def _failure(peer: Peer, error: OSError | None, port: int, service: str, seconds: float, step: str) -> SojournError:
+    if error is None or isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
+        return SojournError('SD-204', step=step, port=port, address=peer.address, seconds=f'{seconds:g}', service=service)
+    if error.errno == errno.ECONNREFUSED:
+        return SojournError('SD-203', step=step, port=port, address=peer.address, service=service)
+    if error.errno in _NO_ROUTE:
+        return SojournError('SD-202', step=step, address=peer.address, detail=error.strerror or error)
+    return SojournError('SD-205', step=step, address=peer.address, detail=error.strerror or error)
+
+
+#: Of several addresses' failures, the one that tells most is shown.
+_TELLING = {'SD-203': 0, 'SD-205': 1, 'SD-204': 2, 'SD-202': 3}
+
+
+def connect(address: str, port: int, *, timeout: float, service: str, step: str) -> tuple[socket.socket, Peer]:
+    """Connects to the first address that answers, within ``timeout`` seconds in all; returns a blocking socket.
+
+    ``service`` and ``step`` are for the error's text. Raises SD-201 to SD-205.
+    """
+    return connect_any(resolve(address, port), timeout=timeout, service=service, step=step)
+
+
+def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str) -> tuple[socket.socket, Peer]:
+    """As ``connect``, to addresses that are known already."""
+    deadline = time.monotonic() + timeout
+    waiting = list(peers)
+    running: dict[int, tuple[socket.socket, Peer]] = {}
+    failures: list[SojournError] = []
+    poll = select.poll()
+    next_start = time.monotonic()
+
+    def fail(peer: Peer, error: OSError | None) -> None:
+        failures.append(_failure(peer, error, peer.sockaddr[1], service, timeout, step))
+
+    try:
+        while True:
+            now = time.monotonic()
+            if waiting and (not running or now >= next_start):
+                peer = waiting.pop(0)
+                next_start = now + STAGGER_SECONDS
+                try:
+                    connection = socket.socket(peer.family, socket.SOCK_STREAM)
+                except OSError as error:
+                    fail(peer, error)
+                    continue
+                connection.setblocking(False)
+                result = connection.connect_ex(peer.sockaddr)
+                if result not in (0, errno.EINPROGRESS):
+                    connection.close()
+                    fail(peer, OSError(result, os.strerror(result)))
+                    continue
+                running[connection.fileno()] = connection, peer
+                poll.register(connection, select.POLLOUT)
+            if not running:
+                if waiting:
+                    continue
+                break
+            if now >= deadline:
+                for unused_connection, peer in running.values():
+                    fail(peer, None)
+                break
+            until = min(deadline, next_start) if waiting else deadline
+            for descriptor, unused_event in poll.poll(max(0.0, until - now) * 1000 + 1):
+                connection, peer = running[descriptor]
+                result = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                poll.unregister(descriptor)
+                del running[descriptor]
+                if result == 0:
+                    connection.setblocking(True)
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    return connection, peer
+                connection.close()
+                fail(peer, OSError(result, os.strerror(result)))
+    finally:
+        for connection, unused_peer in running.values():
+            connection.close()
+    raise min(failures, key=lambda failure: _TELLING.get(failure.code, 9))
+
+
+def local_address(connection: socket.socket) -> str:
+    """This end's address of a connection, without a zone."""
+    return connection.getsockname()[0].partition('%')[0]
+
+
+def ipv6_literal_name(address: str) -> str:
+    """An IPv6 address as a name that fits into a UNC path: ``fe80--1s4.ipv6-literal.net``; anything else unchanged.
+
+    Windows' own convention, since a colon has another meaning in a path
+    (https://learn.microsoft.com/windows/win32/api/ws2tcpip, "IPv6 literal names").
+    """
+    if ':' not in address:
+        return address
+    return address.replace(':', '-').replace('%', 's') + '.ipv6-literal.net'

@@ -1,0 +1,165 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a way in is: puts the agent onto a target and starts it, and sees to it that nothing stays; way_in_smb.py and way_in_ssh.py are the two.
+
+The contract with the agent (config, ready, names on the target) is in docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+import os
+import re
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import fingerprint_of_pem
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+
+#: ``sojourn-<run>``: the one form of name that this project gives to what is on a target, and the only form that it removes.
+NAME = re.compile(r'sojourn-([0-9a-f]{12})')
+
+#: Seconds that an agent may take from its start until it is ready: its firewall tool can be slow.
+START_SECONDS = 60.0
+#: Seconds that the target may take to let go of service, folder and executable once the agent has ended.
+REMOVE_SECONDS = 30.0
+
+#: In the agent's folder: which session of the broker it belongs to, so that two inventory names of one target find each other.
+SESSION_FILE = 'session'
+
+
+def name_of(run: str) -> str:
+    """The name on the target of everything that belongs to a run."""
+    return f'sojourn-{run}'
+
+
+def agent_executable(operating_system: str, architecture: str, *, host: str | None = None) -> str:
+    """The path of the agent's executable for a target. Raises SD-405."""
+    platform = f'{operating_system}-{architecture}'
+    folder = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), 'agent', 'dist')
+    path = os.path.join(folder, f'sojourn-agent-{platform}{".exe" if operating_system == "windows" else ""}')
+    if not os.path.isfile(path):
+        raise SojournError('SD-405', host=host, step='choosing the agent', platform=platform)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the agent is told at its start; no secret in it."""
+
+    run: str
+    client_sha256: str
+    controller_addresses: list[str]
+    ports: dict[str, int]
+    lease_seconds: float
+
+    def to_json(self) -> bytes:
+        """As the agent reads it."""
+        return json.dumps(dataclasses.asdict(self)).encode('utf-8')
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """What the agent answers at its start."""
+
+    run: str
+    process_id: int
+    port: int
+    fingerprint: str
+    firewall_kind: str
+    boot_id: str
+
+    @classmethod
+    def from_json(cls, data: bytes, *, run: str, host: str | None) -> Ready:
+        """Reads the agent's answer. Raises its error, or SD-406 where it is none of this run's."""
+        step = 'starting the agent'
+        try:
+            answer = json.loads(data)
+            if answer.get('error'):
+                raise SojournError.from_ready(answer['error'], host=host, step=step)
+            ready = cls(
+                run=str(answer['run']), process_id=int(answer['process_id']), port=int(answer['port']), fingerprint=fingerprint_of_pem(str(answer['certificate'])),
+                firewall_kind=str(answer.get('firewall_kind', '')), boot_id=str(answer.get('boot_id', '')))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            text = data[:200].decode('utf-8', 'replace')
+            raise SojournError('SD-406', host=host, step=step, detail=f"its answer was not understood ({error!r}): '{text}'") from None
+        if ready.run != run:
+            raise SojournError('SD-406', host=host, step=step, detail=f'what answered belongs to run {ready.run}')
+        return ready
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Something of this project that a way in found on a target: kind is 'service' or 'folder' or 'firewall-rule'."""
+
+    kind: str
+    name: str
+    run: str
+    #: Whether its agent seems to be at work.
+    live: bool
+    #: Where it is, for folders.
+    path: str = ''
+
+
+class AlreadyPlaced(Exception):
+    """This run's agent is on the target already, put there by another session of the same broker, which ``session`` names."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(session)
+        self.session = session
+
+
+class WayIn(abc.ABC):
+    """One connection to one target, from ``connect`` to ``release``. Not thread-safe. Every method raises SojournError only.
+
+    The order: connect, place, start; if one fails, undo; in the end release. Or, for the end of a session: connect, wait_removed, release.
+    """
+
+    def __init__(self, target: Target, run: str) -> None:
+        self.target = target
+        self.run = run
+        self.name = name_of(run)
+        #: The address that was reached, and this end's address on that connection.
+        self.peer: network.Peer | None = None
+        self.controller_address: str | None = None
+        self.step = 'connecting'
+
+    def error(self, code: str, **fields: t.Any) -> SojournError:
+        """An error of this host, at the present step."""
+        return SojournError(code, host=self.target.host, step=self.step, **fields)
+
+    @abc.abstractmethod
+    def connect(self) -> None:
+        """Reaches the target and signs in. Raises 2xx and 3xx."""
+
+    @abc.abstractmethod
+    def place(self, session: str) -> None:
+        """Puts the executable into the agent's folder. Raises 4xx, ``AlreadyPlaced``."""
+
+    @abc.abstractmethod
+    def start(self, config: Config) -> Ready:
+        """Starts the agent as a service and waits until it is ready. Raises 3xx (rights), 4xx, 6xx."""
+
+    @abc.abstractmethod
+    def undo(self) -> None:
+        """Takes back all that place and start did, as far as they came, whether an agent runs or not. Raises SD-801."""
+
+    @abc.abstractmethod
+    def wait_removed(self) -> list[str]:
+        """Waits until an agent that was told to shut down has removed itself; removes what it did not. Returns what is gone. Raises SD-801."""
+
+    @abc.abstractmethod
+    def find(self) -> list[Found]:
+        """What runs of this project, dead or live, have on the target. Changes nothing."""
+
+    @abc.abstractmethod
+    def remove_found(self, found: Found) -> None:
+        """Removes one of them without an agent's help. Raises SD-801."""
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Ends the connection. Never raises."""

@@ -1,0 +1,453 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way in to Windows: ADMIN$ and the service control manager; nothing that needs more than port 445, and nothing after the agent's start."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import time
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb_client
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
+    NAME, REMOVE_SECONDS, SESSION_FILE, START_SECONDS, AlreadyPlaced, Config, Found, Ready, WayIn, agent_executable)
+
+exceptions = library('smbprotocol.exceptions')
+pypsexec_exceptions = library('pypsexec.exceptions')
+spnego_exceptions = library('spnego.exceptions')
+cryptography_exceptions = library('cryptography.exceptions')
+
+SHARE = 'ADMIN$'
+PIPES = 'IPC$'
+SERVICE = 'TCP 445, file sharing'
+
+#: IMAGE_FILE_HEADER.Machine (https://learn.microsoft.com/windows/win32/debug/pe-format#machine-types).
+MACHINES = {0x8664: 'amd64', 0xAA64: 'arm64', 0x014C: '386', 0x01C4: 'arm'}
+
+#: [MS-ERREF] 2.3.1, what a sign-in is refused with.
+SIGN_IN = {
+    0xC000006D: 'unknown user or wrong password',
+    0xC000006A: 'wrong password',
+    0xC0000064: 'unknown user',
+    0xC000006E: 'the account is restricted (an empty password, for one, is good at the console only)',
+    0xC000006F: 'the account may not sign in at this time',
+    0xC0000070: 'the account may not sign in from this controller',
+    0xC0000071: 'the password has expired',
+    0xC0000072: 'the account is disabled',
+    0xC0000193: 'the account has expired',
+    0xC0000224: 'the password must be changed first',
+    0xC0000234: 'the account is locked out',
+    0xC000015B: 'the account has no right to sign in over the network',
+    0xC000005E: 'no domain controller could be asked',
+    0xC0000133: 'the clocks of controller and target differ too much',
+    0xC000018D: 'the trust between the target and its domain is broken',
+    0xC0000022: 'access denied',
+}
+
+#: Win32 errors of a service's start that people meet.
+START = {
+    2: "the agent's executable is not there any more; an antivirus may have removed it",
+    3: "the agent's folder is not there any more; an antivirus may have removed it",
+    5: 'access denied; a policy or an antivirus may forbid it',
+    193: "the agent's executable is not one for this Windows",
+    225: 'the antivirus takes the agent for a virus',
+    577: 'a policy allows only other signed programs',
+    1053: 'it did not report to the service control manager in time',
+    1058: 'the service is disabled',
+    1069: 'LocalSystem may not sign in as a service',
+    1260: 'a software restriction policy forbids it',
+    4551: 'an application control policy forbids it',
+}
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
+
+
+class _Pauses:
+    """Waits between looks at something that tells of no change itself, growing, until a deadline."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._pause = _FIRST_PAUSE
+
+    def again(self) -> bool:
+        """Waits; False once the deadline has passed."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(self._pause, left))
+        self._pause = min(self._pause * 1.5, _LONGEST_PAUSE)
+        return True
+
+
+class SmbWayIn(WayIn):
+    """See ``WayIn``. One SMB connection, which is nobody else's."""
+
+    def __init__(self, target: t.Any, run: str) -> None:
+        super().__init__(target, run)
+        require(exceptions, pypsexec_exceptions)
+        self._client = smb_client.Client()
+        self._folder_made = False
+        self._service_made = False
+        self._manager: smb_client.ServiceManager | None = None
+
+    # Errors
+
+    @property
+    def _user(self) -> str:
+        return self.target.user or 'the owner of the Kerberos ticket'
+
+    @contextlib.contextmanager
+    def _errors(self, step: str, refused: str = 'SD-401', **fields: t.Any) -> t.Iterator[None]:
+        """Turns the libraries' exceptions into the catalogue's; ``refused`` is the code where rights are missing."""
+        self.step = step
+        try:
+            yield
+        except SojournError:
+            raise
+        except exceptions.SMBResponseException as error:
+            raise self._status_error(error, refused, fields) from None
+        except pypsexec_exceptions.SCMRException as error:
+            if error.return_code == smb_client.ServiceManager.ACCESS_DENIED:
+                raise self.error('SD-306', user=self._user, detail='the service control manager refuses access') from None
+            raise self.error('SD-407', detail=f'{error.function} failed with error {error.return_code} ({error.error_msg})') from None
+        except smb_client.Timeout:
+            raise self.error('SD-205', address=self._address, detail=f'no answer within {smb_client.ANSWER_SECONDS:.0f} s') from None
+        except (exceptions.SMBConnectionClosed, ConnectionError, EOFError) as error:
+            raise self.error('SD-205', address=self._address, detail=str(error) or 'the target closed the connection') from None
+        except (exceptions.SMBException, pypsexec_exceptions.PypsexecException, OSError, ValueError, LookupError, struct.error) as error:
+            raise self.error('SD-205', address=self._address, detail=f'{type(error).__name__}: {error}') from None
+
+    @property
+    def _address(self) -> str:
+        return self.peer.address if self.peer else self.target.address
+
+    def _status_error(self, error: t.Any, refused: str, fields: dict[str, t.Any]) -> SojournError:
+        status = error.status
+        detail = f'{_status_name(error)} (0x{status:08X})'
+        if status == smb_client.STATUS_DISK_FULL:
+            return self.error('SD-402', what=fields.get('what', 'the agent'), detail=detail)
+        if status in (0xC0000203, 0xC00000C9):  # the session, the share are gone
+            return self.error('SD-205', address=self._address, detail=detail)
+        if refused == 'SD-306':
+            return self.error(refused, user=self._user, detail=detail)
+        if status == smb_client.STATUS_ACCESS_DENIED:
+            detail = 'access denied'
+        return self.error('SD-401', user=self._user, share=SHARE, detail=detail)
+
+    # Connecting
+
+    def connect(self) -> None:
+        """TCP, negotiation, sign-in, ADMIN$."""
+        target = self.target
+        self.step = 'connecting'
+        try:
+            connection, self.peer = network.connect(target.address, target.port, timeout=target.connection_timeout, service=SERVICE, step=self.step)
+        except SojournError as error:
+            raise error.at(host=target.host)
+        self.controller_address = network.local_address(connection)
+        self._negotiate(connection)
+        self._sign_in()
+        with self._errors('opening the share'):
+            try:
+                self._client.tree(SHARE)
+            except exceptions.BadNetworkName:
+                raise self.error('SD-401', user=self._user, share=SHARE, detail='the target has no such share') from None
+            except exceptions.AccessDenied:
+                raise self.error(
+                    'SD-401', user=self._user, share=SHARE,
+                    detail="access denied; Windows refuses this share also to local administrators other than 'Administrator' (remote UAC, see docs/windows.md)",
+                ) from None
+
+    def _negotiate(self, connection: t.Any) -> None:
+        self.step = 'connecting'
+        name = network.ipv6_literal_name(self._address if self._address == self.target.address or ':' in self.target.address else self.target.address)
+        try:
+            dialect = self._client.negotiate(connection, name, self.target.connection_timeout)
+        except smb_client.Timeout:
+            raise self.error('SD-204', port=self.target.port, address=self._address, seconds=f'{self.target.connection_timeout:g}', service=SERVICE) from None
+        except Exception as error:  # whatever is not SMB 2 ends in one of many exceptions of the library's
+            raise self.error(
+                'SD-404', detail=f'port {self.target.port} does not speak SMB 3 (Windows XP, Server 2003 and others with SMB 1 only do not; {type(error).__name__})') from None
+        if dialect != smb_client.SMB_3_1_1:
+            raise self.error('SD-404', detail=f'it speaks SMB 3.1.1 not, which tells {smb_client.DIALECTS.get(dialect, "an old Windows")}')
+
+    def _sign_in(self) -> None:
+        self.step = 'signing in'
+        target = self.target
+        if target.password is None:
+            require(library('gssapi'))
+        try:
+            self._client.sign_in(target.user, target.password, principal_host=target.address)
+        except exceptions.SMBResponseException as error:
+            detail = SIGN_IN.get(error.status) or f'{_status_name(error)} (0x{error.status:08X})'
+            raise self.error('SD-301', user=self._user, detail=detail) from None
+        except exceptions.SMBAuthenticationError as error:
+            cause = error.__cause__ or error
+            if target.password is None:
+                raise self.error('SD-302', detail=f'no Kerberos ticket could be used ({_first_line(cause)})') from None
+            raise self.error('SD-301', user=self._user, detail=_first_line(cause)) from None
+        except smb_client.Timeout:
+            raise self.error('SD-205', address=self._address, detail=f'no answer within {smb_client.ANSWER_SECONDS:.0f} s') from None
+        except (exceptions.SMBConnectionClosed, ConnectionError) as error:
+            raise self.error('SD-205', address=self._address, detail=error) from None
+        except exceptions.SMBException as error:
+            # encryption that the other end lacks; a guest session in the place of the user's own
+            raise self.error('SD-301', user=self._user, detail=error) from None
+        except (ValueError, ImportError, cryptography_exceptions.InvalidTag) as error:
+            raise self.error('SD-301', user=self._user, detail=_first_line(error)) from None
+
+    # Placing and starting
+
+    def _architecture(self) -> str:
+        """Machine of the target's own ntdll.dll, which every Windows has in its native architecture."""
+        with self._errors('telling the architecture'):
+            head = b''
+            for file in (r'System32\ntdll.dll', r'System32\kernel32.dll'):
+                with contextlib.suppress(exceptions.ObjectNameNotFound, exceptions.ObjectPathNotFound):
+                    head = self._client.read_file(SHARE, file, limit=4096)
+                    break
+            if head[:2] != b'MZ' or len(head) < 64:
+                raise self.error('SD-404', detail=f'{SHARE} holds no Windows (System32\\ntdll.dll is not there)')
+            at = struct.unpack_from('<I', head, 0x3C)[0]
+            if head[at:at + 4] != b'PE\0\0' or at + 6 > len(head):
+                raise self.error('SD-404', detail='its ntdll.dll is not a program for Windows NT')
+            machine = struct.unpack_from('<H', head, at + 4)[0]
+        architecture = MACHINES.get(machine, f'machine 0x{machine:04x}')
+        if architecture not in ('amd64', 'arm64'):
+            raise self.error('SD-404', detail=f'it is a Windows for {architecture}')
+        return architecture
+
+    def place(self, session: str) -> None:
+        """Uploads the executable to ``ADMIN$\\sojourn-<run>``."""
+        executable = agent_executable('windows', self._architecture(), host=self.target.host)
+        with self._errors('placing the agent'):
+            try:
+                self._client.make_folder(SHARE, self.name)
+            except exceptions.ObjectNameCollision:
+                raise AlreadyPlaced(self._session_there()) from None
+            self._folder_made = True
+            self._client.write_file(SHARE, rf'{self.name}\{SESSION_FILE}', [session.encode('ascii')])
+        self.step = 'uploading the agent'
+        sent = 0
+
+        def chunks() -> t.Iterator[bytes]:
+            nonlocal sent
+            with open(executable, 'rb') as file:
+                while True:
+                    data = file.read(smb_client.WRITE_SIZE)
+                    if not data:
+                        return
+                    sent += len(data)
+                    yield data
+
+        with self._errors('uploading the agent'):
+            size = self._client.write_file(SHARE, rf'{self.name}\agent.exe', chunks())
+            if size != sent:
+                raise self.error('SD-408', detail=f'{size} of {sent} bytes are there')
+
+    def _session_there(self) -> str:
+        """Who placed the agent: the other session may be between making the folder and writing its name into it."""
+        pauses = _Pauses(5)
+        while True:
+            with contextlib.suppress(exceptions.SMBResponseException):
+                text = self._client.read_file(SHARE, rf'{self.name}\{SESSION_FILE}', limit=64)
+                if text:
+                    return text.decode('ascii', 'replace')
+            if not pauses.again():
+                return ''
+
+    def _open_manager(self, *, create: bool = False) -> smb_client.ServiceManager:
+        if self._manager is None:
+            manager = smb_client.ServiceManager(self._client)
+            try:
+                manager.open(create=create)
+            except exceptions.SMBResponseException as error:
+                if error.status in smb_client.STATUS_NOT_FOUND:
+                    raise self.error('SD-407', detail='the target offers no service control manager (pipe svcctl)') from None
+                raise
+            self._manager = manager
+        return self._manager
+
+    def start(self, config: Config) -> Ready:
+        """Creates and starts the service; its answer is the file ready.json."""
+        folder = rf'%SystemRoot%\{self.name}'
+        with self._errors('placing the agent'):
+            self._client.write_file(SHARE, rf'{self.name}\config.json', [config.to_json()])
+        with self._errors('creating the service', refused='SD-306'):
+            manager = self._open_manager(create=True)
+            with self._client.watch(SHARE, self.name) as watch:
+                with manager.create(
+                        self.name, f'Sojourn deployment agent (run {self.run})', rf'"{folder}\agent.exe" serve',
+                        'Installs software for the time of one Ansible run and removes itself when the run ends (sojourn.deploy).') as service:
+                    self._service_made = True
+                    with self._errors('starting the agent'):
+                        self._start_service(manager, service)
+                with self._errors('starting the agent'):
+                    return Ready.from_json(self._wait_ready(manager, watch), run=self.run, host=self.target.host)
+
+    def _start_service(self, manager: smb_client.ServiceManager, service: t.Any) -> None:
+        try:
+            manager.start(service)
+        except pypsexec_exceptions.SCMRException as error:
+            ready = self._ready()
+            if ready is not None:  # it has said itself why it cannot serve
+                Ready.from_json(ready, run=self.run, host=self.target.host)
+            detail = START.get(error.return_code) or f'the service control manager gave error {error.return_code} ({error.error_msg})'
+            raise self.error('SD-406', detail=f'{detail}{self._executable_gone()}') from None
+
+    def _ready(self) -> bytes | None:
+        try:
+            return self._client.read_file(SHARE, rf'{self.name}\ready.json')
+        except exceptions.SMBResponseException as error:
+            if error.status in smb_client.STATUS_NOT_FOUND or error.status == smb_client.STATUS_SHARING_VIOLATION:
+                return None
+            raise
+
+    def _executable_gone(self) -> str:
+        with contextlib.suppress(Exception):
+            if not self._client.exists(SHARE, rf'{self.name}\agent.exe'):
+                return "; the agent's executable has vanished: an antivirus may have removed it"
+        return ''
+
+    def _wait_ready(self, manager: smb_client.ServiceManager, watch: smb_client.Watch) -> bytes:
+        deadline = time.monotonic() + START_SECONDS
+        next_look = time.monotonic() + 1
+        while True:
+            ready = self._ready()
+            if ready:
+                return ready
+            now = time.monotonic()
+            if now >= deadline:
+                raise self.error('SD-406', detail=f'it was not ready within {START_SECONDS:.0f} s{self._executable_gone()}')
+            if now >= next_look:
+                next_look = now + 1
+                self._check_service(manager)
+            watch.wait(min(next_look, deadline) - now)
+
+    def _check_service(self, manager: smb_client.ServiceManager) -> None:
+        """Raises SD-406 where the service has ended without an answer."""
+        try:
+            with manager.service(self.name) as service:
+                state, code, own_code = manager.status(service)
+        except pypsexec_exceptions.SCMRException as error:
+            if error.return_code not in (manager.NOT_THERE, manager.MARKED_FOR_DELETE):
+                raise
+            state, code, own_code = None, 0, 0
+        if state in (manager.START_PENDING, manager.RUNNING):
+            return
+        ready = self._ready()
+        if ready is not None:
+            Ready.from_json(ready, run=self.run, host=self.target.host)
+            return
+        what = 'the service has vanished' if state is None else f'the service has stopped (code {own_code if code == 1066 else code})'
+        raise self.error('SD-406', detail=f'{what}{self._executable_gone()}')
+
+    # Removing
+
+    def undo(self) -> None:
+        """Stops and deletes the service, deletes the folder: whatever of it this way in made."""
+        if self._folder_made or self._service_made:
+            self._remove(self.name, service=self._service_made, folder=True)
+            self._folder_made = self._service_made = False
+
+    def wait_removed(self) -> list[str]:
+        """Waits for what the agent removes itself, then helps."""
+        with self._errors('removing the agent', refused='SD-306'):
+            manager = self._open_manager()
+            removed = []
+            pauses = _Pauses(REMOVE_SECONDS)
+            while True:
+                if not manager.exists(self.name) and not self._client.exists(SHARE, self.name):
+                    break
+                if not pauses.again():
+                    break
+            removed += [f'service {self.name}', rf'folder %SystemRoot%\{self.name}']
+        self._remove(self.name)
+        return removed
+
+    def _remove(self, name: str, *, service: bool = True, folder: bool = True) -> None:
+        if not NAME.fullmatch(name):
+            raise self.error('SD-801', what=name, detail='the name is not one of this project')
+        if service:
+            self._remove_service(name)
+        if folder:
+            self._remove_folder(name)
+
+    def _remove_service(self, name: str) -> None:
+        with self._errors('removing the service', refused='SD-306'):
+            manager = self._open_manager()
+            pauses = _Pauses(REMOVE_SECONDS)
+            state = 0
+            while True:
+                try:
+                    with manager.service(name) as service:
+                        state = manager.status(service)[0]
+                        if state == manager.RUNNING:
+                            manager.stop(service)
+                        elif state == manager.STOPPED:
+                            # Straight after a stop the manager refuses; so the state is awaited, and the handle then closed.
+                            manager.delete(service)
+                except pypsexec_exceptions.SCMRException as error:
+                    if error.return_code == manager.NOT_THERE:
+                        return
+                    if error.return_code not in (manager.MARKED_FOR_DELETE, manager.CANNOT_ACCEPT):
+                        raise
+                if not pauses.again():
+                    raise self.error('SD-801', what=f'The service {name}', detail=f'it is still there after {REMOVE_SECONDS:.0f} s (state {state})')
+
+    def _remove_folder(self, name: str) -> None:
+        with self._errors('removing the folder'):
+            pauses = _Pauses(REMOVE_SECONDS)
+            while True:
+                try:
+                    self._client.delete_tree(SHARE, name)
+                    if not self._client.exists(SHARE, name):
+                        return
+                    last = 'it is still there'
+                except exceptions.SMBResponseException as error:
+                    # the executable is held until its process is gone, an open file until it is closed
+                    last = _status_name(error)
+                if not pauses.again():
+                    raise self.error('SD-801', what=rf'The folder %SystemRoot%\{name}', detail=last)
+
+    def find(self) -> list[Found]:
+        """Folders in ADMIN$ and services by their names."""
+        found: list[Found] = []
+        with self._errors('looking for leftovers', refused='SD-306'):
+            manager = self._open_manager()
+            services = {name: state for name, state in manager.list() if NAME.fullmatch(name)}
+            for name, state in services.items():
+                found.append(Found('service', name, name.partition('-')[2], live=state != manager.STOPPED))
+            for name, is_folder, unused_time in self._client.list(SHARE, '', 'sojourn-*'):
+                if is_folder and NAME.fullmatch(name):
+                    live = services.get(name, manager.STOPPED) != manager.STOPPED
+                    found.append(Found('folder', name, name.partition('-')[2], live=live, path=rf'%SystemRoot%\{name}'))
+        return found
+
+    def remove_found(self, found: Found) -> None:
+        """Without the agent: firewall rules are out of reach."""
+        if found.kind == 'service':
+            self._remove(found.name, folder=False)
+        elif found.kind == 'folder':
+            self._remove(found.name, service=False)
+        else:
+            raise self.error('SD-801', what=f'The {found.kind} {found.name}', detail='only an agent on the target can')
+
+    def release(self) -> None:
+        """Signs out of the shares and disconnects."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        self._client.close()
+
+
+def _status_name(error: t.Any) -> str:
+    return type(error).__name__ if type(error) is not exceptions.SMBResponseException else f'status 0x{error.status:08X}'
+
+
+def _first_line(error: t.Any) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
