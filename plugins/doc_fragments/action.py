@@ -28,5 +28,5 @@ notes:
   - The agent is put on the target when it is first needed, also in check mode, and taken off when the run ends. It is not counted as
     a change of the target.
   - What it does on the target is done as the agent's account, which is C(root) or C(NT AUTHORITY\SYSTEM), whatever
-    O(ignore:become) says.
+    C(become) says.
 '''

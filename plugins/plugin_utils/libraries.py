@@ -19,10 +19,13 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import Sojou
 #: Import name's first part: name on PyPI and the oldest version that will do (kept equal with requirements.txt by a unit test).
 DISTRIBUTIONS = {
     'cryptography': 'cryptography',
+    'debian': 'python-debian',
     'lxml': 'lxml',
+    'olefile': 'olefile',
     'paramiko': 'paramiko',
     'pypsexec': 'pypsexec',
     'requests': 'requests',
+    'rpmfile': 'rpmfile',
     'smbprotocol': 'smbprotocol',
     'spnego': 'pyspnego',
     'gssapi': 'pyspnego[kerberos]',
