@@ -12,5 +12,6 @@
 
 from .errors import LabError
 from .model import Lab, prepare
+from .snapshot import Difference, Snapshot, compare
 
-__all__ = ["Lab", "LabError", "prepare"]
+__all__ = ["Difference", "Lab", "LabError", "Snapshot", "compare", "prepare"]

@@ -21,6 +21,7 @@ from .errors import LabError
 from .linux_target import FIREWALLS, LinuxTarget
 from .network import FIRST_TARGET, FIXED_HOSTS, PREFIX, Network, every_namespace
 from .processes import Process, ancestors, cgroups, in_networks, remove_cgroups
+from .snapshot import Snapshot, take
 from .target import Target
 from .windows_target import WindowsTarget
 
@@ -162,6 +163,10 @@ class Lab:
     def exec(self, target: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as root inside a target."""
         return self.target(target).exec(command, **options)
+
+    def snapshot(self, target: str, settle: float = 8.0) -> Snapshot:
+        """What is on a target, for `compare`."""
+        return take(self.target(target), settle)
 
 
 def prepare(linux: bool = True, windows: bool = True) -> None:

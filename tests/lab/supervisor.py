@@ -69,7 +69,7 @@ class Supervisor:
         upper, work = self.disk / "upper", self.disk / "work"
         for path in (upper, work, self.root):
             path.mkdir()
-        lower = ":".join(map(str, self.target.root().layers))
+        lower = ":".join(map(str, self.target.layers))
         mount("overlay", self.root, "overlay", options=f"lowerdir={lower},upperdir={upper},workdir={work}")
         self.target.furnish(self.root)
 

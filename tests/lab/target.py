@@ -86,6 +86,7 @@ class Target(ABC):
     def start(self) -> None:
         """Start its supervisor, which outlives this process."""
         self.folder.mkdir(parents=True)
+        (self.folder / "layers").write_text("".join(f"{layer}\n" for layer in self.root().layers))
         with open(self.folder / "supervisor.log", "ab") as log:
             subprocess.Popen(
                 [sys.executable, "-m", "tests.lab.supervisor", self.lab.name, self.name],
@@ -96,6 +97,11 @@ class Target(ABC):
                 stderr=log,
                 start_new_session=True,
             )
+
+    @property
+    def layers(self) -> list[Path]:
+        """What its disk stands on, top first: as it was at its start, even if the recipe has changed since."""
+        return [Path(line) for line in (self.folder / "layers").read_text().splitlines()]
 
     @property
     def supervisor(self) -> Process | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .commands import run
 from .programs import windows_programs
-from .rootfs import RootFileSystem, windows
+from .rootfs import HERE, RootFileSystem, windows
 from .target import Target
 
 
@@ -19,7 +19,9 @@ class WindowsTarget(Target):
     user = "Administrator"
     port = 445
     accounts = ("Administrator", "operator", "reader")
-    environment = {"WINEPREFIX": "/srv/windows", "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "winemenubuilder.exe=d"}
+    environment = dict(
+        line.split("=", 1) for line in (HERE / "files/windows/etc/sojourn-lab/environment").read_text().splitlines()
+    )
 
     def root(self) -> RootFileSystem:
         return windows(windows_programs())

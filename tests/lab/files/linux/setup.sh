@@ -3,6 +3,7 @@
 : > /etc/machine-id
 rm -f /etc/ssh/ssh_host_* /var/lib/dbus/machine-id
 printf '127.0.0.1 localhost\n::1 localhost ip6-localhost\n' > /etc/hosts
+: > /etc/resolv.conf
 
 groupdel operator  # Debian's own, of no member; the account's private group takes the name
 for user in deployer operator visitor; do
@@ -21,3 +22,5 @@ systemctl enable ssh.service
 systemctl disable apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer || true
 systemctl mask console-getty.service container-getty@.service getty.target systemd-update-utmp.service \
     systemd-networkd-wait-online.service
+# Nothing to update at the first boot.
+touch /etc/.updated /var/.updated

@@ -2,6 +2,8 @@
 : > /etc/machine-id
 rm -f /var/lib/dbus/machine-id
 printf '127.0.0.1 localhost\n::1 localhost\n' > /etc/hosts
+: > /etc/resolv.conf
+ln -s /usr/lib/wine/wine64 /usr/local/bin/wine
 
 # Samba's accounts need Unix accounts of the same name; useradd refuses the capital letter.
 groupdel operator
@@ -30,3 +32,5 @@ systemctl disable nmbd.service samba-ad-dc.service winbind.service apt-daily.tim
     fstrim.timer dpkg-db-backup.timer e2scrub_all.timer || true
 systemctl mask console-getty.service container-getty@.service getty.target nmbd.service samba-dcerpcd.service || true
 systemctl enable smbd.service nftables.service sojourn-lab-windows.service
+# Nothing to update at the first boot.
+touch /etc/.updated /var/.updated

@@ -8,7 +8,7 @@
 //	pipe NAME          then "ok", then the bytes of \\.\pipe\NAME in both directions
 //	pipes              JSON: the names of the pipes that are open for connections
 //	services           JSON: every service by its name: state, start type, path, account
-//	registry PATH      JSON: every value below HKLM\PATH
+//	registry P|Q ...   JSON: every value below HKLM\P and HKLM\Q
 package main
 
 import (
@@ -76,7 +76,11 @@ func serve(client net.Conn) {
 		answer, err = services()
 	case "registry":
 		found := map[string]string{}
-		err = values(rest, found)
+		for _, path := range strings.Split(rest, "|") {
+			if err = values(path, found); err != nil {
+				break
+			}
+		}
 		answer = found
 	default:
 		err = fmt.Errorf("no such request: %s", verb)

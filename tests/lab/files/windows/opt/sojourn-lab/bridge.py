@@ -26,6 +26,8 @@ from pathlib import Path
 
 NP = Path("/run/samba/ncalrpc/np")
 RESIDENT = r"Z:\opt\sojourn-lab\bin\resident.exe"
+# Debian's `wine` is the 32-bit loader, which would keep a start.exe waiting beside every 64-bit program.
+WINE = "/usr/lib/wine/wine64"
 RESIDENT_PORT = 47000
 FIREWALL_PORT = 47001
 
@@ -216,7 +218,7 @@ async def main() -> int:
     NP.chmod(0o700)  # smbd refuses a folder that others could write to
     await asyncio.start_server(firewall, "127.0.0.1", FIREWALL_PORT)
     resident = await asyncio.create_subprocess_exec(
-        "wine", RESIDENT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
+        WINE, RESIDENT, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
