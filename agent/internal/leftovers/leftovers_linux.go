@@ -1,0 +1,147 @@
+// This file finds leftovers on Linux: transient units, agents' processes, folders.
+
+package leftovers
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sojourn.example/agent/internal/config"
+)
+
+// agentPatience is how long an agent that was told to end gets, before it is killed.
+const agentPatience = 10 * time.Second
+
+func find(add func(string, thing)) error {
+	findProcesses(add)
+	findUnits(add)
+	findFolders(add)
+	return nil
+}
+
+// findProcesses finds agents: processes whose executable is, or was, 'agent' in a run's folder.
+func findProcesses(add func(string, thing)) {
+	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, link := range links {
+		target, err := os.Readlink(link)
+		if err != nil {
+			continue
+		}
+		target = strings.TrimSuffix(target, " (deleted)")
+		id, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+		if run := runOf(filepath.Base(filepath.Dir(target))); err == nil && run != "" && filepath.Base(target) == "agent" {
+			add(run, thing{
+				kind: Process, name: fmt.Sprintf("agent (process %d)", id),
+				remove: func() error { return endProcess(id) },
+				alive:  "its agent runs: an agent whose lease is over removes itself",
+			})
+		}
+	}
+}
+
+// endProcess asks an agent to remove itself, and kills it where it does not.
+func endProcess(id int) error {
+	process, err := unix.PidfdOpen(id, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil { // a kernel without pidfd (before 5.3): nothing to wait on
+		return unix.Kill(id, unix.SIGKILL)
+	}
+	defer unix.Close(process)
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if err := unix.PidfdSendSignal(process, signal, nil, 0); err != nil {
+			if errors.Is(err, unix.ESRCH) {
+				return nil
+			}
+			return err
+		}
+		if ended(process) {
+			return nil
+		}
+	}
+	return errors.New("it does not end")
+}
+
+// ended waits for a process.
+func ended(process int) bool {
+	deadline := time.Now().Add(agentPatience)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return false
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if n > 0 {
+			return true
+		}
+		if err != nil && err != unix.EINTR {
+			return false
+		}
+	}
+}
+
+func findUnits(add func(string, thing)) {
+	text, err := exec.Command("systemctl", "list-units", "--all", "--plain", "--no-legend", "--full", config.Prefix+"*.service").Output()
+	if err != nil {
+		return // no systemd here
+	}
+	lines := bufio.NewScanner(strings.NewReader(string(text)))
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) == 0 {
+			continue
+		}
+		unit := fields[0]
+		if run := runOf(strings.TrimSuffix(unit, ".service")); run != "" {
+			add(run, thing{kind: Service, name: unit, remove: func() error {
+				_ = exec.Command("systemctl", "stop", unit).Run()
+				_ = exec.Command("systemctl", "reset-failed", unit).Run()
+				state, _ := exec.Command("systemctl", "is-active", unit).Output()
+				if strings.TrimSpace(string(state)) == "active" {
+					return errors.New("it does not stop")
+				}
+				return nil
+			}})
+		}
+	}
+}
+
+// findFolders looks where a way in puts an agent: the folders for temporary files and the users' homes.
+func findFolders(add func(string, thing)) {
+	places := []string{"/tmp", "/var/tmp"}
+	if passwd, err := os.ReadFile("/etc/passwd"); err == nil {
+		for line := range strings.Lines(string(passwd)) {
+			if fields := strings.Split(line, ":"); len(fields) == 7 && filepath.IsAbs(fields[5]) && fields[5] != "/" {
+				places = append(places, filepath.Clean(fields[5]))
+			}
+		}
+	}
+	seen := make(map[string]bool)
+	for _, place := range places {
+		matches, _ := filepath.Glob(filepath.Join(place, config.Prefix+"*"))
+		for _, path := range matches {
+			run := runOf(filepath.Base(path))
+			info, err := os.Lstat(path)
+			if run == "" || seen[path] || err != nil || !info.IsDir() {
+				continue
+			}
+			seen[path] = true
+			alive := ""
+			// The executable is gone once an agent runs: with one, somebody may be about to start it.
+			if _, err := os.Lstat(filepath.Join(path, "agent")); err == nil && time.Since(info.ModTime()) < settling {
+				alive = "it is being set up"
+			}
+			add(run, thing{kind: Folder, name: path, remove: func() error { return os.RemoveAll(path) }, alive: alive})
+		}
+	}
+}

@@ -1,0 +1,468 @@
+// Package process runs programs for the client: their whole tree, their output by offset, their time limit.
+// How a tree is made and killed is each system's own; see child.
+package process
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"sojourn.example/agent/internal/catalogue"
+)
+
+// grace is how long output may still come after the process itself has ended: a background child that holds the pipes
+// must not make its parent seem to run.
+const grace = 250 * time.Millisecond
+
+// maximumKept bounds the processes that were not released.
+const maximumKept = 500
+
+// Signals, as in deploy.wsdl.
+const (
+	Interrupt = "interrupt"
+	Terminate = "terminate"
+	Kill      = "kill"
+)
+
+// Variable is one environment variable.
+type Variable struct{ Name, Value string }
+
+// Request says what to run.
+type Request struct {
+	Arguments     []string // either these
+	CommandLine   string   // or this
+	Directory     string
+	Environment   []Variable
+	User          string
+	Input         io.Reader // nil: none
+	KeepInputOpen bool
+	Timeout       time.Duration // 0: none
+	SafeToKill    bool
+}
+
+// child is a started process tree.
+type child interface {
+	// wait returns when the process itself has ended.
+	wait() (exitCode int64)
+	// signal reaches the process, or all of its tree. After wait has returned it must not harm others.
+	signal(name string, tree bool) error
+	// kill ends all of the tree.
+	kill()
+	// forget lets go of what the tree needed, not of processes that go on.
+	forget()
+}
+
+// Table has the processes.
+type Table struct {
+	folder string
+
+	mu      sync.Mutex
+	byID    map[string]*Process
+	changed chan struct{} // closed when a process has begun or ended
+	closed  bool
+}
+
+// NewTable makes a table whose processes spool into the folder.
+func NewTable(folder string) *Table {
+	return &Table{folder: folder, byID: make(map[string]*Process), changed: make(chan struct{})}
+}
+
+// Process is one of them.
+type Process struct {
+	Handle     string
+	safeToKill bool
+	child      child
+	began      time.Time
+	output     [2]*store // standard output and error
+	input      *store
+	pipes      sync.WaitGroup // of both outputs
+
+	mu       sync.Mutex
+	news     chan struct{} // closed at the next output or end
+	ended    bool
+	exitCode int64
+	timedOut bool
+	seconds  float64
+	timer    *time.Timer
+}
+
+// Start starts a process. Its input has been received when it begins.
+func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
+	t.mu.Lock()
+	full, closed := len(t.byID) >= maximumKept, t.closed
+	t.mu.Unlock()
+	if full {
+		return nil, catalogue.New("SD-504", "detail", "it has too many processes that were not released")
+	}
+	if closed {
+		return nil, catalogue.New("SD-504", "detail", "the agent is ending")
+	}
+	var id [8]byte
+	rand.Read(id[:])
+	p := &Process{Handle: hex.EncodeToString(id[:]), safeToKill: r.SafeToKill, news: make(chan struct{})}
+	for i := range p.output {
+		p.output[i] = newStore(t.folder, spoolBytes)
+	}
+	if r.Input != nil || r.KeepInputOpen {
+		p.input = newStore(t.folder, math.MaxInt64)
+		if r.Input != nil {
+			if err := p.input.fill(ctx, r.Input); err != nil {
+				p.forget()
+				return nil, catalogue.New("SD-504", "detail", "its input: "+err.Error())
+			}
+		}
+		if !r.KeepInputOpen {
+			p.input.close()
+		}
+	}
+	if err := p.spawn(t, r); err != nil {
+		p.forget()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Process) spawn(t *Table, r *Request) error {
+	var files, ours [3]*os.File
+	closeAll := func(files []*os.File) {
+		for _, f := range files {
+			if f != nil {
+				f.Close()
+			}
+		}
+	}
+	defer func() { closeAll(files[:]) }() // the child has its own by then
+	failed := func(err error) error {
+		closeAll(ours[:])
+		return err
+	}
+	var err error
+	if p.input == nil {
+		files[0], err = os.Open(os.DevNull)
+	} else {
+		files[0], ours[0], err = os.Pipe()
+	}
+	if err != nil {
+		return failed(err)
+	}
+	for i := 1; i < 3; i++ {
+		if ours[i], files[i], err = os.Pipe(); err != nil {
+			return failed(err)
+		}
+	}
+	p.began = time.Now()
+	if p.child, err = start(r, t.folder, p.Handle, files); err != nil {
+		return failed(err)
+	}
+	p.pipes.Add(2)
+	for i := range p.output {
+		go p.collect(i, ours[i+1])
+	}
+	if p.input != nil {
+		go p.feed(ours[0])
+	}
+	if r.Timeout > 0 {
+		p.timer = time.AfterFunc(r.Timeout, p.timeOut)
+	}
+	t.mu.Lock()
+	t.byID[p.Handle] = p
+	t.announce()
+	t.mu.Unlock()
+	go p.await(t)
+	return nil
+}
+
+// announce tells who waits for the table; its lock is held.
+func (t *Table) announce() {
+	close(t.changed)
+	t.changed = make(chan struct{})
+}
+
+// tell wakes who waits for the process; its lock is held.
+func (p *Process) tell() {
+	close(p.news)
+	p.news = make(chan struct{})
+}
+
+func (p *Process) collect(i int, from *os.File) {
+	defer from.Close()
+	buffer := make([]byte, 32<<10)
+	keep := true
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 && keep {
+			// What comes after the end is read and dropped: a background child must not die of a closed pipe while we live.
+			keep = p.output[i].append(buffer[:n], nil)
+			p.mu.Lock()
+			p.tell()
+			p.mu.Unlock()
+		}
+		if err != nil {
+			break
+		}
+	}
+	p.pipes.Done()
+}
+
+// feed writes the input as the process reads it.
+func (p *Process) feed(to *os.File) {
+	defer to.Close()
+	var offset int64
+	buffer := make([]byte, 32<<10)
+	for {
+		n, err := p.input.ReadAt(buffer, offset)
+		if n > 0 {
+			if _, err := to.Write(buffer[:n]); err != nil { // it has closed its input, or ended
+				p.input.close()
+				return
+			}
+			offset += int64(n)
+			p.input.received(offset)
+			continue
+		}
+		if err != io.EOF {
+			return
+		}
+		p.input.mu.Lock()
+		more, closed := p.input.end() > offset, p.input.closed
+		news := p.input.arrived()
+		p.input.mu.Unlock()
+		if more {
+			continue
+		}
+		if closed {
+			return
+		}
+		<-news
+	}
+}
+
+func (p *Process) await(t *Table) {
+	code := p.child.wait()
+	closed := make(chan struct{})
+	go func() {
+		p.pipes.Wait()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(grace):
+	}
+	for _, s := range p.output {
+		s.close()
+	}
+	if p.input != nil {
+		p.input.close()
+	}
+	p.mu.Lock()
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	p.ended = true
+	p.exitCode = code
+	p.seconds = time.Since(p.began).Seconds()
+	p.tell()
+	p.mu.Unlock()
+	t.mu.Lock()
+	t.announce()
+	t.mu.Unlock()
+}
+
+func (p *Process) timeOut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return
+	}
+	p.timedOut = true
+	p.child.kill()
+}
+
+// Find gives the process of a handle.
+func (t *Table) Find(handle string) (*Process, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, ok := t.byID[handle]; ok {
+		return p, nil
+	}
+	if len(handle) > 64 {
+		handle = handle[:64]
+	}
+	return nil, catalogue.New("SD-705", "handle", handle)
+}
+
+// Snapshot is a process at one moment. The output from the offsets to the ends can be read until it is released.
+type Snapshot struct {
+	Ended    bool
+	ExitCode int64
+	TimedOut bool
+	Seconds  float64
+	Ends     [2]int64
+}
+
+func (p *Process) snapshot() (s Snapshot, news <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s = Snapshot{Ended: p.ended, ExitCode: p.exitCode, TimedOut: p.timedOut, Seconds: p.seconds}
+	if !p.ended {
+		s.Seconds = time.Since(p.began).Seconds()
+	}
+	for i, store := range p.output {
+		s.Ends[i], _ = store.state()
+	}
+	return s, p.news
+}
+
+// Await waits for the end, or, with offsets, for output past them; at most so long.
+func (p *Process) Await(ctx context.Context, atMost time.Duration, offsets *[2]int64) Snapshot {
+	if offsets != nil {
+		for i, s := range p.output {
+			s.received(offsets[i])
+		}
+	}
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	for {
+		now, news := p.snapshot()
+		if now.Ended || offsets != nil && (now.Ends[0] > offsets[0] || now.Ends[1] > offsets[1]) {
+			return now
+		}
+		select {
+		case <-news:
+		case <-timer.C:
+			return now
+		case <-ctx.Done():
+			return now
+		}
+	}
+}
+
+// Output writes standard output (0) or error (1) from one offset to another.
+func (p *Process) Output(stream int, to io.Writer, from, end int64) error {
+	return p.output[stream].copyTo(to, from, end)
+}
+
+// Kept tells whether the output at the offset can still be had.
+func (p *Process) Kept(stream int, offset int64) bool {
+	s := p.output[stream]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return offset >= s.base && offset <= s.end()
+}
+
+// Write appends to the standard input. It takes nothing once the process has closed it.
+func (p *Process) Write(ctx context.Context, data io.Reader, last bool) (written int64, err error) {
+	if p.input == nil {
+		return 0, catalogue.New("SD-504", "detail", "the process was not started with KeepInputOpen")
+	}
+	if data != nil {
+		before, closed := p.input.state()
+		if closed {
+			_, err = io.Copy(io.Discard, data)
+		} else {
+			err = p.input.fill(ctx, data)
+		}
+		after, _ := p.input.state()
+		written = after - before
+		if _, closed := p.input.state(); err != nil && !closed {
+			return written, catalogue.New("SD-504", "detail", "its data: "+err.Error())
+		}
+	}
+	if last {
+		p.input.close()
+	}
+	return written, nil
+}
+
+// Signal signals the process or its tree. One that has ended is left in peace.
+func (p *Process) Signal(name string, tree bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return nil
+	}
+	return p.child.signal(name, tree)
+}
+
+// Release forgets an ended process.
+func (t *Table) Release(p *Process) error {
+	p.mu.Lock()
+	ended := p.ended
+	p.mu.Unlock()
+	if !ended {
+		return catalogue.New("SD-504", "detail", "the process still runs")
+	}
+	t.mu.Lock()
+	delete(t.byID, p.Handle)
+	t.mu.Unlock()
+	p.forget()
+	return nil
+}
+
+func (p *Process) forget() {
+	for _, s := range p.output {
+		s.release()
+	}
+	if p.input != nil {
+		p.input.release()
+	}
+	if p.child != nil {
+		p.child.forget()
+	}
+}
+
+// Unfinished gives the number of running processes that must not be interrupted, and a channel that closes when that may have changed.
+func (t *Table) Unfinished() (changed <-chan struct{}, running int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.byID {
+		p.mu.Lock()
+		if !p.ended && !p.safeToKill {
+			running++
+		}
+		p.mu.Unlock()
+	}
+	return t.changed, running
+}
+
+// End kills what is safe to kill, and lets the others be. No process begins any more.
+func (t *Table) End() {
+	t.mu.Lock()
+	t.closed = true
+	all := make([]*Process, 0, len(t.byID))
+	for _, p := range t.byID {
+		all = append(all, p)
+	}
+	t.mu.Unlock()
+	for _, p := range all {
+		p.mu.Lock()
+		if !p.ended && p.safeToKill {
+			p.child.kill()
+		}
+		p.mu.Unlock()
+	}
+	for _, p := range all {
+		if p.safeToKill {
+			p.Await(context.Background(), 5*time.Second, nil)
+		}
+		p.forget()
+	}
+	endAll()
+}
+
+// startError tells why a program could not be started.
+func startError(program string, err error) error {
+	if path, ok := errors.AsType[*os.PathError](err); ok {
+		err = path.Err
+	}
+	if system, ok := errors.AsType[*os.SyscallError](err); ok {
+		err = system.Err
+	}
+	return catalogue.New("SD-701", "program", program, "detail", err.Error())
+}

@@ -1,0 +1,366 @@
+// This file starts and kills process trees on Linux.
+
+package process
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"sojourn.example/agent/internal/account"
+	"sojourn.example/agent/internal/catalogue"
+)
+
+// tree is a process that leads a session of its own, in a control group of its own where the agent may make one.
+type tree struct {
+	process *os.Process
+	group   *group // nil: none can be had; then descendants are found by parent and session
+}
+
+func start(r *Request, _, handle string, files [3]*os.File) (child, error) {
+	who := account.Current()
+	if r.User != "" {
+		var err error
+		if who, err = account.Lookup(r.User); err != nil {
+			return nil, err
+		}
+	}
+	directory := r.Directory
+	if directory == "" {
+		directory = who.Home
+		if _, err := os.Stat(directory); err != nil {
+			directory = "/" // as login(1) does
+		}
+	} else if err := account.Do(who, func() error { return mustBeDirectory(directory) }); err != nil {
+		return nil, catalogue.New("SD-706", "path", directory, "detail", err.Error())
+	}
+	environment := who.Environment()
+	for _, v := range r.Environment {
+		if v.Name == "" || strings.ContainsAny(v.Name, "=\x00") || strings.ContainsRune(v.Value, 0) {
+			return nil, catalogue.New("SD-504", "detail", "an environment variable's name or value is malformed")
+		}
+		environment = append(environment, v.Name+"="+v.Value)
+	}
+	environment = lastWins(environment)
+	arguments := r.Arguments
+	if len(arguments) == 0 {
+		arguments = []string{"/bin/sh", "-c", r.CommandLine}
+	}
+	program, err := lookPath(arguments[0], directory, environment)
+	if err != nil {
+		return nil, startError(arguments[0], err)
+	}
+	attributes := &os.ProcAttr{
+		Dir: directory, Env: environment, Files: files[:],
+		Sys: &syscall.SysProcAttr{Setsid: true, Credential: who.Credential()},
+	}
+	t := &tree{group: newGroup(handle)}
+	if t.group != nil {
+		attributes.Sys.UseCgroupFD, attributes.Sys.CgroupFD = true, int(t.group.folder.Fd())
+	}
+	t.process, err = os.StartProcess(program, arguments, attributes)
+	if err != nil && t.group != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOEXEC) {
+		// Kernels before 5.7 cannot start a process in a group: it is moved there, a moment late.
+		attributes.Sys.UseCgroupFD = false
+		if t.process, err = os.StartProcess(program, arguments, attributes); err == nil && t.group.add(t.process.Pid) != nil {
+			t.group.remove()
+			t.group = nil
+		}
+	}
+	if err != nil {
+		if t.group != nil {
+			t.group.remove()
+		}
+		return nil, startError(arguments[0], err)
+	}
+	return t, nil
+}
+
+func mustBeDirectory(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		if p, ok := errors.AsType[*os.PathError](err); ok {
+			return p.Err
+		}
+		return err
+	}
+	if !info.IsDir() {
+		return unix.ENOTDIR
+	}
+	return nil
+}
+
+// lastWins drops variables that a later one of the same name overrides.
+func lastWins(variables []string) []string {
+	seen := make(map[string]int, len(variables))
+	var kept []string
+	for _, v := range variables {
+		name, _, _ := strings.Cut(v, "=")
+		if i, ok := seen[name]; ok {
+			kept[i] = v
+			continue
+		}
+		seen[name] = len(kept)
+		kept = append(kept, v)
+	}
+	return kept
+}
+
+// lookPath finds a program as a shell of the process would: by the PATH that the process gets, not the agent's.
+func lookPath(program, directory string, environment []string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	for _, v := range environment {
+		path, ok := strings.CutPrefix(v, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, folder := range filepath.SplitList(path) {
+			if !filepath.IsAbs(folder) {
+				folder = filepath.Join(directory, folder)
+			}
+			candidate := filepath.Join(folder, program)
+			if info, err := os.Stat(candidate); err == nil && !info.IsDir() && info.Mode()&0o111 != 0 {
+				return candidate, nil
+			}
+		}
+	}
+	return "", exec.ErrNotFound
+}
+
+func (t *tree) wait() int64 {
+	state, err := t.process.Wait()
+	if err != nil {
+		return 255
+	}
+	status := state.Sys().(syscall.WaitStatus)
+	if status.Signaled() {
+		return 128 + int64(status.Signal())
+	}
+	return int64(status.ExitStatus())
+}
+
+func (t *tree) signal(name string, all bool) error {
+	number := map[string]unix.Signal{Interrupt: unix.SIGINT, Terminate: unix.SIGTERM, Kill: unix.SIGKILL}[name]
+	if !all {
+		if err := t.process.Signal(number); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return err
+		}
+		return nil
+	}
+	if number == unix.SIGKILL {
+		t.kill()
+		return nil
+	}
+	for _, id := range t.members() {
+		_ = unix.Kill(id, number)
+	}
+	return nil
+}
+
+// members are the processes of the tree.
+func (t *tree) members() []int {
+	if t.group != nil {
+		return t.group.members()
+	}
+	return descendants(t.process.Pid)
+}
+
+// kill ends the tree. Members are stopped first: one that is stopped cannot start another while we look.
+func (t *tree) kill() {
+	if t.group != nil && t.group.kill() {
+		return
+	}
+	stopped := make(map[int]bool)
+	for range 20 {
+		again := false
+		for _, id := range t.members() {
+			if !stopped[id] {
+				stopped[id] = true
+				again = true
+				_ = unix.Kill(id, unix.SIGSTOP)
+			}
+		}
+		if !again {
+			break
+		}
+	}
+	_ = t.process.Kill()
+	for id := range stopped {
+		if id != t.process.Pid {
+			_ = unix.Kill(id, unix.SIGKILL)
+		}
+	}
+}
+
+func (t *tree) forget() {
+	if t.group != nil {
+		t.group.remove()
+	}
+}
+
+// descendants finds a session leader's tree in /proc: all that is in its session, and all that descends from those.
+// A grandchild that made a session of its own and whose parent has ended is missed; a control group misses nothing.
+func descendants(leader int) []int {
+	type entry struct{ id, parent, session int }
+	var all []entry
+	names, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range names {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		// The command's name is in parentheses and may hold any character, parentheses too (proc(5)).
+		before, _, _ := bytes.Cut(raw, []byte(" ("))
+		end := bytes.LastIndexByte(raw, ')')
+		if end < 0 {
+			continue
+		}
+		fields := bytes.Fields(raw[end+1:])
+		if len(fields) < 4 || fields[0][0] == 'Z' {
+			continue
+		}
+		id, _ := strconv.Atoi(string(before))
+		parent, _ := strconv.Atoi(string(fields[1]))
+		session, _ := strconv.Atoi(string(fields[3]))
+		all = append(all, entry{id, parent, session})
+	}
+	in := map[int]bool{leader: true}
+	for grew := true; grew; {
+		grew = false
+		for _, e := range all {
+			if !in[e.id] && (in[e.parent] || e.session == leader) {
+				in[e.id] = true
+				grew = true
+			}
+		}
+	}
+	var ids []int
+	for _, e := range all {
+		if in[e.id] && e.id != os.Getpid() {
+			ids = append(ids, e.id)
+		}
+	}
+	return ids
+}
+
+// group is a control group (version 2) below the unit's own.
+type group struct {
+	path   string
+	folder *os.File
+}
+
+// newGroup makes a control group for a tree, or gives nil where that cannot be done: no cgroup2, or not ours to divide.
+func newGroup(handle string) *group {
+	own := ownGroup()
+	if own == "" {
+		return nil
+	}
+	path := filepath.Join(own, "execution-"+handle)
+	if os.Mkdir(path, 0o755) != nil {
+		return nil
+	}
+	folder, err := os.Open(path)
+	if err != nil {
+		_ = os.Remove(path)
+		return nil
+	}
+	return &group{path, folder}
+}
+
+// ownGroup is the folder of the agent's control group where that is a unit of the agent's own, else "".
+func ownGroup() string {
+	raw, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(raw)) {
+		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok || !strings.HasPrefix(filepath.Base(path), "sojourn-") {
+			continue
+		}
+		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} { // unified, or hybrid
+			var s unix.Statfs_t
+			if unix.Statfs(mount, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC {
+				return filepath.Join(mount, path)
+			}
+		}
+	}
+	return ""
+}
+
+func (g *group) add(id int) error {
+	return os.WriteFile(filepath.Join(g.path, "cgroup.procs"), []byte(strconv.Itoa(id)), 0)
+}
+
+func (g *group) members() (ids []int) {
+	raw, _ := os.ReadFile(filepath.Join(g.path, "cgroup.procs"))
+	for _, field := range bytes.Fields(raw) {
+		if id, err := strconv.Atoi(string(field)); err == nil && id > 0 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// kill ends all members at once, where the kernel can (5.14).
+func (g *group) kill() bool {
+	return os.WriteFile(filepath.Join(g.path, "cgroup.kill"), []byte("1"), 0) == nil
+}
+
+// remove removes an empty group. One with a process in it stays: that process is meant to go on.
+func (g *group) remove() {
+	if g.folder != nil {
+		g.folder.Close()
+		g.folder = nil
+	}
+	_ = os.Remove(g.path)
+}
+
+// endAll gives what still runs a place outside of the unit, or the unit would stay listed for as long as they run.
+func endAll() {
+	own := ownGroup()
+	if own == "" {
+		return
+	}
+	groups, _ := filepath.Glob(filepath.Join(own, "execution-*"))
+	for _, path := range groups {
+		g := &group{path: path}
+		if ids := g.members(); len(ids) > 0 {
+			adopt(ids)
+		}
+		g.remove() // where it is a moment too early, systemd removes it with the unit
+	}
+}
+
+// adopt makes a scope of the processes, named after the first, through systemd's own tool; it is gone with the last of them.
+func adopt(ids []int) {
+	arguments := []string{
+		"call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+		"StartTransientUnit", "ssa(sv)a(sa(sv))", "daemon-" + strconv.Itoa(ids[0]) + ".scope", "fail",
+		"3", "PIDs", "au", strconv.Itoa(len(ids)),
+	}
+	for _, id := range ids {
+		arguments = append(arguments, strconv.Itoa(id))
+	}
+	arguments = append(arguments, "Description", "s", "Started by a deployment", "CollectMode", "s", "inactive-or-failed", "0")
+	_ = exec.Command("busctl", arguments...).Run()
+}
+
+// anonymousFile makes a file in the folder that no name leads to.
+func anonymousFile(folder string) (*os.File, error) {
+	file, err := os.CreateTemp(folder, "spool-")
+	if err != nil {
+		return nil, err
+	}
+	_ = os.Remove(file.Name())
+	return file, nil
+}

@@ -1,0 +1,254 @@
+// This file starts and kills process trees on Windows: each in a job object of its own, in a hidden console that speaks UTF-8.
+
+package process
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/windows"
+
+	"sojourn.example/agent/internal/catalogue"
+)
+
+// killedCode is the exit code of a process that was killed.
+const killedCode = 1
+
+const codePageUTF8 = 65001
+
+var (
+	kernel32                 = windows.NewLazySystemDLL("kernel32.dll")
+	allocConsole             = kernel32.NewProc("AllocConsole")
+	setConsoleCP             = kernel32.NewProc("SetConsoleCP")
+	setConsoleOutputCP       = kernel32.NewProc("SetConsoleOutputCP")
+	setConsoleCtrlHandler    = kernel32.NewProc("SetConsoleCtrlHandler")
+	generateConsoleCtrlEvent = kernel32.NewProc("GenerateConsoleCtrlEvent")
+	getConsoleWindow         = kernel32.NewProc("GetConsoleWindow")
+	showWindow               = windows.NewLazySystemDLL("user32.dll").NewProc("ShowWindow")
+)
+
+// console makes the one console that all programs share, on first need. Sharing it is what lets CTRL_BREAK reach them,
+// and it saves each program a conhost.exe of its own. False: there is none, and each program gets one without window.
+var console = sync.OnceValue(func() bool {
+	if ok, _, _ := allocConsole.Call(); ok == 0 {
+		return false
+	}
+	if window, _, _ := getConsoleWindow.Call(); window != 0 {
+		showWindow.Call(window, windows.SW_HIDE)
+	}
+	setConsoleCP.Call(codePageUTF8)
+	setConsoleOutputCP.Call(codePageUTF8)
+	setConsoleCtrlHandler.Call(0, 1) // the agent itself takes no CTRL_C
+	return true
+})
+
+type tree struct {
+	process windows.Handle
+	job     windows.Handle
+	id      uint32
+	once    sync.Once
+}
+
+func start(r *Request, folder, _ string, files [3]*os.File) (child, error) {
+	if r.User != "" {
+		return nil, catalogue.New("SD-504", "detail", "User is for Linux targets")
+	}
+	line, program := r.CommandLine, firstWord(r.CommandLine)
+	if len(r.Arguments) > 0 {
+		line, program = windows.ComposeCommandLine(r.Arguments), r.Arguments[0]
+	}
+	directory := r.Directory
+	if directory == "" {
+		directory = folder
+	} else if info, err := os.Stat(directory); err != nil {
+		return nil, catalogue.New("SD-706", "path", directory, "detail", detailOf(err))
+	} else if !info.IsDir() {
+		return nil, catalogue.New("SD-706", "path", directory, "detail", "it is not a folder")
+	}
+	wideLine, err := windows.UTF16PtrFromString(line)
+	if err != nil {
+		return nil, catalogue.New("SD-504", "detail", "the command line is malformed")
+	}
+	wideDirectory, err := windows.UTF16PtrFromString(directory)
+	if err != nil {
+		return nil, catalogue.New("SD-504", "detail", "the working directory is malformed")
+	}
+	environment, err := environmentBlock(r.Environment)
+	if err != nil {
+		return nil, err
+	}
+
+	job, err := windows.CreateJobObject(nil, nil)
+	if err != nil {
+		return nil, startError(program, err)
+	}
+	// Breakaway is allowed: installers that start a service's helper or an updater expect it. The job does not kill on
+	// close: what a task left running on purpose outlives the agent.
+	limits := windows.JOBOBJECT_EXTENDED_LIMIT_INFORMATION{}
+	limits.BasicLimitInformation.LimitFlags = windows.JOB_OBJECT_LIMIT_BREAKAWAY_OK
+	_, _ = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, uintptr(unsafe.Pointer(&limits)), uint32(unsafe.Sizeof(limits)))
+
+	var inherited [3]windows.Handle
+	defer func() {
+		for _, h := range inherited {
+			if h != 0 {
+				windows.CloseHandle(h)
+			}
+		}
+	}()
+	self := windows.CurrentProcess()
+	for i, f := range files {
+		if err := windows.DuplicateHandle(self, windows.Handle(f.Fd()), self, &inherited[i], 0, true, windows.DUPLICATE_SAME_ACCESS); err != nil {
+			windows.CloseHandle(job)
+			return nil, startError(program, err)
+		}
+	}
+	attributes, err := windows.NewProcThreadAttributeList(1)
+	if err != nil {
+		windows.CloseHandle(job)
+		return nil, startError(program, err)
+	}
+	defer attributes.Delete()
+	// Only these handles: another process that starts at the same time must not hold this one's pipes open.
+	if err := attributes.Update(windows.PROC_THREAD_ATTRIBUTE_HANDLE_LIST, unsafe.Pointer(&inherited[0]), unsafe.Sizeof(inherited)); err != nil {
+		windows.CloseHandle(job)
+		return nil, startError(program, err)
+	}
+	startup := windows.StartupInfoEx{ProcThreadAttributeList: attributes.List()}
+	startup.Cb = uint32(unsafe.Sizeof(startup))
+	startup.Flags = windows.STARTF_USESTDHANDLES | windows.STARTF_USESHOWWINDOW
+	startup.ShowWindow = windows.SW_HIDE
+	startup.StdInput, startup.StdOutput, startup.StdErr = inherited[0], inherited[1], inherited[2]
+	// Suspended, so that no child of it is born before it is in the job.
+	flags := uint32(windows.CREATE_SUSPENDED | windows.CREATE_UNICODE_ENVIRONMENT | windows.CREATE_NEW_PROCESS_GROUP | windows.EXTENDED_STARTUPINFO_PRESENT)
+	if !console() {
+		flags |= windows.CREATE_NO_WINDOW
+	}
+	var made windows.ProcessInformation
+	err = windows.CreateProcess(nil, wideLine, nil, nil, true, flags, &environment[0], wideDirectory, &startup.StartupInfo, &made)
+	runtime.KeepAlive(files)
+	if err != nil {
+		windows.CloseHandle(job)
+		return nil, startError(program, err)
+	}
+	defer windows.CloseHandle(made.Thread)
+	if err := windows.AssignProcessToJobObject(job, made.Process); err != nil {
+		_ = windows.TerminateProcess(made.Process, killedCode)
+		windows.CloseHandle(made.Process)
+		windows.CloseHandle(job)
+		return nil, startError(program, err)
+	}
+	if _, err := windows.ResumeThread(made.Thread); err != nil {
+		_ = windows.TerminateJobObject(job, killedCode)
+		windows.CloseHandle(made.Process)
+		windows.CloseHandle(job)
+		return nil, startError(program, err)
+	}
+	return &tree{process: made.Process, job: job, id: made.ProcessId}, nil
+}
+
+func detailOf(err error) string {
+	if p, ok := err.(*os.PathError); ok {
+		return p.Err.Error()
+	}
+	return err.Error()
+}
+
+// firstWord names the program of a command line, for messages: the rest may hold what is nobody's business.
+func firstWord(line string) string {
+	line = strings.TrimSpace(line)
+	if strings.HasPrefix(line, `"`) {
+		word, _, _ := strings.Cut(line[1:], `"`)
+		return filepath.Base(word)
+	}
+	word, _, _ := strings.Cut(line, " ")
+	return filepath.Base(word)
+}
+
+// environmentBlock is the agent's environment with the additions; names are the same whatever their case.
+func environmentBlock(additions []Variable) ([]uint16, error) {
+	variables := os.Environ()
+	for _, v := range additions {
+		if v.Name == "" || strings.ContainsAny(v.Name, "=\x00") || strings.ContainsRune(v.Value, 0) {
+			return nil, catalogue.New("SD-504", "detail", "an environment variable's name or value is malformed")
+		}
+		kept := variables[:0]
+		for _, old := range variables {
+			// The hidden variables of each drive begin with '=': their name is what comes before the second one.
+			if i := strings.IndexByte(old[1:], '=') + 1; i <= 0 || !strings.EqualFold(old[:i], v.Name) {
+				kept = append(kept, old)
+			}
+		}
+		variables = append(kept, v.Name+"="+v.Value)
+	}
+	var block []uint16
+	for _, v := range variables {
+		wide, err := windows.UTF16FromString(v)
+		if err != nil {
+			return nil, err
+		}
+		block = append(block, wide...) // with its zero
+	}
+	return append(block, 0, 0), nil
+}
+
+func (t *tree) wait() int64 {
+	_, _ = windows.WaitForSingleObject(t.process, windows.INFINITE)
+	var code uint32
+	_ = windows.GetExitCodeProcess(t.process, &code)
+	return int64(code)
+}
+
+func (t *tree) signal(name string, all bool) error {
+	switch {
+	case name == Interrupt:
+		// CTRL_BREAK goes to a process group; the process leads one.
+		if ok, _, err := generateConsoleCtrlEvent.Call(windows.CTRL_BREAK_EVENT, uintptr(t.id)); ok == 0 {
+			return catalogue.New("SD-706", "path", "the process's console", "detail", err.Error())
+		}
+		return nil
+	case all:
+		t.kill()
+		return nil
+	default:
+		return windows.TerminateProcess(t.process, killedCode)
+	}
+}
+
+func (t *tree) kill() { _ = windows.TerminateJobObject(t.job, killedCode) }
+
+func (t *tree) forget() {
+	t.once.Do(func() {
+		windows.CloseHandle(t.job)
+		windows.CloseHandle(t.process)
+	})
+}
+
+// endAll has nothing to do: what still runs keeps its job until it ends.
+func endAll() {}
+
+// anonymousFile makes a file in the folder that is gone once it is closed.
+func anonymousFile(folder string) (*os.File, error) {
+	file, err := os.CreateTemp(folder, "spool-")
+	if err != nil {
+		return nil, err
+	}
+	name := file.Name()
+	file.Close()
+	wide, err := windows.UTF16PtrFromString(name)
+	if err != nil {
+		return nil, err
+	}
+	handle, err := windows.CreateFile(wide, windows.GENERIC_READ|windows.GENERIC_WRITE,
+		windows.FILE_SHARE_READ|windows.FILE_SHARE_WRITE|windows.FILE_SHARE_DELETE, nil, windows.OPEN_EXISTING,
+		windows.FILE_ATTRIBUTE_TEMPORARY|windows.FILE_FLAG_DELETE_ON_CLOSE, 0)
+	if err != nil {
+		_ = os.Remove(name)
+		return nil, err
+	}
+	return os.NewFile(uintptr(handle), name), nil
+}
