@@ -9,7 +9,10 @@ from .model import Lab
 
 def inventory(lab: Lab, family: str = "ipv6") -> str:
     """The inventory as YAML: hosts by kind, each with nothing but what a user of the collection would write."""
-    lines = [f"# Lab {lab.name!r}: throwaway targets; the addresses answer inside `lab.py enter --name {lab.name}` only.", "all:"]
+    lines = [
+        f"# Lab {lab.name!r}: throwaway targets; the addresses answer inside `lab.py enter --name {lab.name}` only.",
+        "all:",
+    ]
     lines.append("  children:")
     for kind in ("linux", "windows"):
         targets = [target for target in lab.targets.values() if target.kind == kind]

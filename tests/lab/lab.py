@@ -14,13 +14,16 @@ if __package__ in (None, ""):  # run as a script: find the package that this fil
 
 from tests.lab import LabError, machine
 from tests.lab.commands import tool_environment
+from tests.lab.fixtures import fixtures
 from tests.lab.inventory import inventory
 from tests.lab.linux_target import FIREWALLS
 from tests.lab.model import Lab, leftovers, prepare
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab.py", description="Throwaway Windows and Linux targets on a private link.")
+    parser = argparse.ArgumentParser(
+        prog="lab.py", description="Throwaway Windows and Linux targets on a private link."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name: str, help: str, named: bool = True) -> argparse.ArgumentParser:
@@ -89,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "prepare":
         machine.require()
         prepare()
+        fixtures()
         return 0
     if verb == "status":
         _status()

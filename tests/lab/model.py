@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import cache, machine
+from . import cache, machine, rootfs
 from .commands import tool_environment
 from .errors import LabError
 from .linux_target import FIREWALLS, LinuxTarget
 from .network import FIRST_TARGET, FIXED_HOSTS, PREFIX, Network, every_namespace
 from .processes import Process, ancestors, cgroups, in_networks, remove_cgroups
+from .programs import windows_programs
 from .snapshot import Snapshot, take
 from .target import Target
 from .windows_target import WindowsTarget
@@ -109,16 +110,17 @@ class Lab:
             with ThreadPoolExecutor(max_workers=16) as pool:
                 list(pool.map(lambda target: target.wait_until_up(), self.targets.values()))
             self.write_known_hosts()
-        except BaseException as error:
-            kept = os.environ.get("SOJOURN_LAB_KEEP_FAILED")
-            if not kept:
+        except BaseException:
+            if not os.environ.get("SOJOURN_LAB_KEEP_FAILED"):
                 self.down()
-            raise error
+            raise
         return self
 
     def write_known_hosts(self) -> None:
         """Gather the host keys that the Linux targets were given."""
-        lines = [line for target in self.targets.values() if isinstance(target, LinuxTarget) for line in target.known_hosts()]
+        lines = [
+            line for target in self.targets.values() if isinstance(target, LinuxTarget) for line in target.known_hosts()
+        ]
         self.known_hosts.write_text("".join(f"{line}\n" for line in lines))
 
     def down(self) -> None:
@@ -158,7 +160,7 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the controller's (or the stranger's) network and give back its output as text."""
         options = {"text": True, "capture_output": True, "env": tool_environment(), **options}
-        return subprocess.run(self.inside(host, command), **options)
+        return subprocess.run(self.inside(host, command), check=options.pop("check", False), **options)
 
     def exec(self, target: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as root inside a target."""
@@ -171,16 +173,12 @@ class Lab:
 
 def prepare(linux: bool = True, windows: bool = True) -> None:
     """Have every root file system that is asked for in the cache."""
-    from .programs import windows_programs
-    from .rootfs import linux as linux_root
-    from .rootfs import windows as windows_root
-
     jobs = []
     with ThreadPoolExecutor() as pool:
         if linux:
-            jobs.append(pool.submit(linux_root().ensure))
+            jobs.append(pool.submit(rootfs.linux().ensure))
         if windows:
-            jobs.append(pool.submit(lambda: windows_root(windows_programs()).ensure()))
+            jobs.append(pool.submit(lambda: rootfs.windows(windows_programs()).ensure()))
         for job in jobs:
             job.result()
 
@@ -193,11 +191,17 @@ def leftovers() -> list[str]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"tests.lab.supervisor" in words or any(word.startswith(b"--network-namespace-path=/run/netns/sj-") for word in words):
+                if b"tests.lab.supervisor" in words or any(
+                    word.startswith(b"--network-namespace-path=/run/netns/sj-") for word in words
+                ):
                     found.append(f"process {entry.name}: {b' '.join(words).decode(errors='replace')[:160]}")
     with open("/proc/self/mountinfo") as table:
         found += [f"mount {line.split()[4]}" for line in table if str(STATE) in line or "/sojourn-lab/" in line]
-    found += [f"interface {path.name}" for path in Path("/sys/class/net").iterdir() if path.name in ("br0",) or path.name.startswith(PREFIX)]
+    found += [
+        f"interface {path.name}"
+        for path in Path("/sys/class/net").iterdir()
+        if path.name in ("br0",) or path.name.startswith(PREFIX)
+    ]
     found += [f"control group {path}" for path in cgroups() if path.exists()]
     found += [f"folder {path}" for path in (STATE,) if path.exists()]
     return found

@@ -53,11 +53,6 @@ def unmount(at: str | Path) -> None:
     _checked(_libc.umount2(str(at).encode(), 2), f"umount {at}")
 
 
-def die_with_parent(signal_number: int = 9) -> None:
-    """Ask the kernel to end this process when the one that started it ends (prctl PR_SET_PDEATHSIG)."""
-    _checked(_libc.prctl(1, signal_number, 0, 0, 0), "prctl")
-
-
 def inside(name: str, work: Callable[[], Result]) -> Result:
     """Run `work` in the named network namespace, in a thread of its own: the caller stays where it is."""
     outcome: list[Result] = []
@@ -67,7 +62,7 @@ def inside(name: str, work: Callable[[], Result]) -> Result:
         try:
             enter_network(name)
             outcome.append(work())
-        except BaseException as error:  # handed to the caller's thread below
+        except BaseException as error:  # raised again in the caller's thread
             trouble.append(error)
 
     thread = threading.Thread(target=body, daemon=True)

@@ -66,7 +66,9 @@ class RootFileSystem:
         debs = cache.folder() / "debs" / self.suite
         debs.mkdir(parents=True, exist_ok=True)
         archives = '"$1/var/cache/apt/archives"'
-        into_cache = f"cp --link --no-clobber {archives}/*.deb {shlex.quote(str(debs))}/"
+        kept = shlex.quote(str(debs))
+        from_cache = f"mkdir -p {archives}; find {kept} -name '*.deb' -exec cp --link -t {archives} {{}} +"
+        into_cache = f"cp --link --no-clobber {archives}/*.deb {kept}/; rm -f {archives}/*.deb"
         command = [
             # mmdebstrap mounts /proc and the like into the new root; in mounts of its own these end with it.
             *("unshare", "--mount", "--propagation", "private"),
@@ -77,9 +79,8 @@ class RootFileSystem:
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
             "--skip=essential/unlink,cleanup/apt/cache",
-            f"--setup-hook=mkdir -p {archives}; "
-            f"find {shlex.quote(str(debs))} -name '*.deb' -exec cp --link -t {archives} {{}} +",
-            f"--customize-hook={into_cache}; rm -f {archives}/*.deb",
+            f"--setup-hook={from_cache}",
+            f"--customize-hook={into_cache}",
             f"--include={','.join(self.packages)}",
             *(self.suite, str(root), MIRROR),
         ]
@@ -89,9 +90,9 @@ class RootFileSystem:
         layer, work, root = folder / "layer", folder / "work", folder / "root"
         for path in (layer, work, root):
             path.mkdir(parents=True)
-        (layer / "opt/sojourn-lab/bin").mkdir(parents=True)
         run(["cp", "-a", "--no-preserve=ownership", f"{self.files}/.", f"{layer}/"])
         if self.programs:
+            (layer / "opt/sojourn-lab/bin").mkdir(parents=True)
             run(["cp", "-a", f"{self.programs}/.", f"{layer}/opt/sojourn-lab/bin/"])
         nspawn = [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--console=pipe"),
@@ -99,14 +100,12 @@ class RootFileSystem:
             *("/bin/sh", "-eu", "/setup.sh"),
         ]
         # In mounts of its own, with nspawn's notes on a tmpfs: whatever happens, nothing stays mounted or noted.
-        run(
-            [
-                *("unshare", "--mount", "--propagation", "private", "sh", "-euc"),
-                f"mkdir -p {NSPAWN_NOTES}; mount -t tmpfs tmpfs {NSPAWN_NOTES}; "
-                f"mount -t overlay overlay -o lowerdir={base},upperdir={layer},workdir={work} {root}; "
-                f"exec {shlex.join(nspawn)}",
-            ]
+        script = (
+            f"mkdir -p {NSPAWN_NOTES}; mount -t tmpfs tmpfs {NSPAWN_NOTES}; "
+            f"mount -t overlay overlay -o lowerdir={base},upperdir={layer},workdir={work} {root}; "
+            f"exec {shlex.join(nspawn)}"
         )
+        run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script])
         (layer / "setup.sh").unlink()
         cache.remove_tree(work)
         root.rmdir()

@@ -22,7 +22,7 @@ from pathlib import Path
 from .commands import tool_environment
 from .errors import LabError
 from .model import Lab
-from .namespaces import die_with_parent, mount, own_mounts, unmount
+from .namespaces import mount, own_mounts, unmount
 from .processes import Process, join_cgroups
 from .rootfs import NSPAWN_NOTES
 from .target import Target
@@ -79,6 +79,8 @@ class Supervisor:
         with open(target.folder / "console.log", "ab") as log:
             machine = subprocess.Popen(
                 [
+                    # The container ends with this process, whatever ends it.
+                    *("setpriv", "--pdeathsig", "KILL", "--"),
                     *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--link-journal=no"),
                     *("--resolv-conf=off", "--timezone=off", "--capability=CAP_NET_ADMIN,CAP_NET_RAW"),
                     f"--directory={self.root}",
@@ -90,7 +92,6 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
             )
         known = Process.find(machine.pid)
         if known:
@@ -123,7 +124,7 @@ def main() -> int:
     target = Lab(lab).targets[name]
     try:
         Supervisor(target).run()
-    except Exception as error:
+    except Exception as error:  # whatever it is, `up` is to say it
         traceback.print_exc()
         said = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
         (target.folder / "failed").write_text(f"its supervisor failed: {said}\n")

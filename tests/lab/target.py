@@ -6,14 +6,13 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .commands import run, tool_environment
 from .errors import LabError
@@ -174,12 +173,12 @@ class Target(ABC):
         try:
             with connect(self.lab.network.namespace("controller"), self.addresses.ula, port, timeout=2) as wire:
                 return wire.recv(size)
-        except (OSError, socket.timeout):
+        except OSError:
             return b""
 
     # Inside
 
-    environment: Mapping[str, str] = {}
+    environment: ClassVar[Mapping[str, str]] = {}
 
     def inside(self, command: Sequence[str]) -> list[str]:
         """The command line that runs a command as root inside the running target."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from .commands import run
 from .programs import windows_programs
@@ -19,7 +21,7 @@ class WindowsTarget(Target):
     user = "Administrator"
     port = 445
     accounts = ("Administrator", "operator", "reader")
-    environment = dict(
+    environment: ClassVar[Mapping[str, str]] = dict(
         line.split("=", 1) for line in (HERE / "files/windows/etc/sojourn-lab/environment").read_text().splitlines()
     )
 

@@ -182,7 +182,9 @@ def ruleset(rules: list[dict]) -> str:
             if remotes:
                 lines.append(f"{family} saddr {{ {', '.join(remotes)} }} {match} counter {verdict} comment {name}")
     body = "\n".join(lines)
-    return f"flush chain inet windows_firewall stored\ntable inet windows_firewall {{\nchain stored {{\n{body}\n}}\n}}\n"
+    return (
+        f"flush chain inet windows_firewall stored\ntable inet windows_firewall {{\nchain stored {{\n{body}\n}}\n}}\n"
+    )
 
 
 async def firewall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -190,7 +192,12 @@ async def firewall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     try:
         text = ruleset(json.loads(await reader.readline()))
         nft = await asyncio.create_subprocess_exec(
-            "nft", "-f", "-", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            "nft",
+            "-f",
+            "-",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
         said, _ = await nft.communicate(text.encode())
         answer = "ok" if nft.returncode == 0 else f"error {said.decode().splitlines()[0]}"
