@@ -113,7 +113,7 @@ def _spawn(folder: str, owner_pid: int) -> None:
     reader, writer = os.pipe()
     try:
         environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)}
-        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'broker.py')
+        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'broker_start.py')
         # -P: the folder of plugin_utils must not come first in sys.path, its modules have common names.
         # A session of its own: a worker that ends kills its process group (ansible-core's WorkerProcess).
         with open(os.devnull, 'r+b') as null, open(log_path(folder), 'ab', opener=lambda path, flags: os.open(path, flags, 0o600)) as log:

@@ -78,10 +78,17 @@ class Endpoint:
         return self.peer.address
 
 
-@functools.lru_cache(maxsize=1)
+_contract: Contract | None = None
+_contract_lock = threading.Lock()
+
+
 def contract() -> Contract:
     """The WSDL, parsed once for all sessions."""
-    return Contract(os.path.join(API_FOLDER, 'deploy.wsdl'))
+    global _contract
+    with _contract_lock:
+        if _contract is None:
+            _contract = Contract(os.path.join(API_FOLDER, 'deploy.wsdl'))
+        return _contract
 
 
 class Contract:
@@ -351,8 +358,8 @@ class Channel:
         """The error for a connection that is lost for good."""
         if not self._reached:
             return self._error(
-                'SD-501', 'reaching the agent', port=self.endpoint.port, address=self.endpoint.address, ports=self.endpoint.ports, detail=str(lost).rstrip('.'))
-        return self._error('SD-503', f'calling {operation}', detail=str(lost).rstrip('.'))
+                'SD-501', 'reaching the agent', port=self.endpoint.port, address=self.endpoint.address, ports=self.endpoint.ports, detail=lost)
+        return self._error('SD-503', f'calling {operation}', detail=lost)
 
     def call(self, operation: str, *, wait: float = 0.0, patience: float = 5.0, **arguments: t.Any) -> t.Any:
         """One operation. ``wait``: seconds that the agent was asked to wait; ``patience``: seconds to try again when the connection is lost.

@@ -60,7 +60,8 @@ class SojournError(Exception):
         self.code = code
         self.name = entry['name']
         self.kind = entry['kind']
-        self.fields = {name: _one_line(value) for name, value in fields.items()}
+        # A library's message often ends with the full stop that the sentence has already.
+        self.fields = {name: _one_line(value).rstrip('.') for name, value in fields.items()}
         self.host = host
         self.step = step
         #: Set when the error came from elsewhere (a fault of the agent), which wrote the sentence itself.

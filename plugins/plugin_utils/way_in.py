@@ -149,8 +149,8 @@ class WayIn(abc.ABC):
         """Takes back all that place and start did, as far as they came, whether an agent runs or not. Raises SD-801."""
 
     @abc.abstractmethod
-    def wait_removed(self) -> list[str]:
-        """Waits until an agent that was told to shut down has removed itself; removes what it did not. Returns what is gone. Raises SD-801."""
+    def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
+        """Waits at most ``patience`` seconds for an agent to remove itself, then removes what is left. Returns what is gone. Raises SD-801."""
 
     @abc.abstractmethod
     def find(self) -> list[Found]:

@@ -354,12 +354,12 @@ class SmbWayIn(WayIn):
             self._remove(self.name, service=self._service_made, folder=True)
             self._folder_made = self._service_made = False
 
-    def wait_removed(self) -> list[str]:
+    def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
         """Waits for what the agent removes itself, then helps."""
         with self._errors('removing the agent', refused='SD-306'):
             manager = self._open_manager()
             removed = []
-            pauses = _Pauses(REMOVE_SECONDS)
+            pauses = _Pauses(patience)
             while True:
                 if not manager.exists(self.name) and not self._client.exists(SHARE, self.name):
                     break

@@ -1,0 +1,460 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The broker: one process for each run, which holds all sessions, listens to the workers, and cleans every target when the run ends; no SOAP and no way in.
+
+It is in a session and process group of its own, since a run is often cancelled by SIGKILL to the whole group (ansible-runner), and it
+watches ``ansible-playbook``, whichever way that ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+
+log = logging.getLogger('sojourn.broker')
+
+#: Longest log, in bytes.
+MAXIMUM_LOG = 2 << 20
+#: Seconds between two looks at the owner where the system has no pidfd.
+POLL_OWNER = 0.25
+
+
+class _BoundedHandler(logging.StreamHandler):
+    """Stops writing when the log has become long."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._left = MAXIMUM_LOG
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._left <= 0:
+            return
+        text = self.format(record)
+        self._left -= len(text) + 1
+        self.stream.write(text + '\n' if self._left > 0 else 'the log is full\n')
+        self.stream.flush()
+
+
+def _peer_user(connection: socket.socket) -> int:
+    """The user id at the other end of a Unix socket."""
+    if hasattr(socket, 'SO_PEERCRED'):
+        return struct.unpack('3i', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize('3i')))[1]
+    if hasattr(socket, 'LOCAL_PEERCRED'):  # macOS, FreeBSD: struct xucred
+        return struct.unpack('=IIh16I', connection.getsockopt(0, socket.LOCAL_PEERCRED, struct.calcsize('=IIh16I')))[1]
+    return -1
+
+
+class Owner:
+    """The run's ``ansible-playbook``."""
+
+    def __init__(self, pid: int, expected_start: str) -> None:
+        self._pid = pid
+        self._start = expected_start
+        self.descriptor: int | None = None
+        with contextlib.suppress(OSError, AttributeError):
+            self.descriptor = os.pidfd_open(pid)
+
+    def ended(self) -> bool:
+        """Whether it is gone; a zombie counts as gone."""
+        if broker_client.start_time(self._pid) != self._start:
+            return True
+        if self.descriptor is not None:
+            return bool(select.select([self.descriptor], [], [], 0)[0]) if self.descriptor < 1024 else False
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+class Broker:
+    """All sessions of a run."""
+
+    def __init__(self, folder: str, owner: Owner) -> None:
+        self.folder = folder
+        #: Names everything on the targets.
+        self.run = secrets.token_hex(6)
+        self._owner = owner
+        self._sessions: dict[str, t.Any] = {}
+        self._lock = threading.Lock()
+        self._credentials: t.Any = None
+        self._ending = threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+
+    # Listening
+
+    def listen(self) -> None:
+        """Opens the socket."""
+        before = os.umask(0o177)
+        try:
+            self._listener.bind(broker_client.socket_path(self.folder))
+        finally:
+            os.umask(before)
+        self._listener.listen(128)
+
+    def serve(self) -> None:
+        """Until the owner ends or a signal comes."""
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the run's; the broker goes by the run's end
+        signal.signal(signal.SIGTERM, lambda unused_number, unused_frame: self._ending.set())
+        threading.Thread(target=self._warm_up, name='warm-up', daemon=True).start()
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
+        if self._owner.descriptor is not None:
+            poll.register(self._owner.descriptor, select.POLLIN)
+        while not self._ending.is_set():
+            events = dict(poll.poll(None if self._owner.descriptor is not None else POLL_OWNER * 1000))
+            if self._owner.descriptor in events or self._owner.descriptor is None and self._owner.ended():
+                log.info('the run has ended')
+                break
+            if self._wake_reader in events:
+                os.read(self._wake_reader, 4096)
+            if self._listener.fileno() in events:
+                connection = self._listener.accept()[0]
+                threading.Thread(target=self._client, args=(connection,), name='client', daemon=True).start()
+        self._ending.set()
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            os.unlink(broker_client.socket_path(self.folder))
+
+    @staticmethod
+    def _warm_up() -> None:
+        """Loads zeep and the WSDL while the first way in connects."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel
+
+        with contextlib.suppress(SojournError):
+            channel.contract()
+
+    # Clients
+
+    def _client(self, connection: socket.socket) -> None:
+        with connection:
+            try:
+                if _peer_user(connection) != os.geteuid():
+                    log.error('a connection of user %d was refused', _peer_user(connection))
+                    return
+                frame = wire.receive_frame(connection)
+                if frame is None:
+                    return
+                self._answer(connection, frame[0])
+            except (OSError, wire.WireError) as error:
+                log.info('a client went away: %s', error)
+            except Exception:
+                log.exception('a client')
+
+    def _answer(self, connection: socket.socket, request: dict[str, t.Any]) -> None:
+        name = str(request.get('call'))
+        target: Target | None = None
+        try:
+            if request.get('version') != wire.PROTOCOL_VERSION:
+                raise SojournError(
+                    'SD-902', step=name, detail='the collection was replaced while the run goes on', log=broker_client.log_path(self.folder))
+            target = Target.from_dict(request['target'])
+            handler = HANDLERS.get(name)
+            if handler is None:
+                raise SojournError('SD-903', step=name, detail='the broker knows no such call')
+            call = Call(self, connection, target, request)
+            result = handler(call)
+            answer: dict[str, t.Any] = {'result': result}
+        except SojournError as error:
+            answer = {'error': error.at(host=target.host if target else None).redacted(target.secrets if target else ()).to_dict()}
+            log.info('%s: %s', name, error)
+        except (OSError, wire.WireError):
+            raise
+        except Exception as error:
+            from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Cancelled
+
+            if isinstance(error, Cancelled):
+                return
+            log.exception('%s', name)
+            internal = SojournError('SD-903', host=target.host if target else None, step=name, detail=f'{type(error).__name__}: {error}')
+            answer = {'error': internal.redacted(target.secrets if target else ()).to_dict()}
+        wire.send_frame(connection, answer)
+
+    # Sessions
+
+    def existing(self, target: Target) -> t.Any:
+        """The target's session, if there is one."""
+        with self._lock:
+            return self._sessions.get(target.key)
+
+    def session(self, target: Target) -> t.Any:
+        """The target's session, new if need be; it takes over the newest secrets."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Session
+
+        with self._lock:
+            if self._ending.is_set():
+                raise SojournError('SD-902', step='finding the session', detail='the run has ended', log=broker_client.log_path(self.folder))
+            if self._credentials is None:
+                self._credentials = RunCredentials(self.run)
+            session = self._sessions.get(target.key)
+            if session is None:
+                session = Session(target, self.run, self._credentials, secrets.token_hex(8), self._by_token)
+                self._sessions[target.key] = session
+            else:
+                session.target = target
+            return session
+
+    def _by_token(self, token: str) -> t.Any:
+        with self._lock:
+            return next((session for session in self._sessions.values() if session.token == token), None)
+
+    def end(self) -> bool:
+        """Cleans all targets at once; whether all went well."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+        failed: list[str] = []
+
+        def remove(session: t.Any) -> None:
+            try:
+                session.remove()
+            except SojournError as error:
+                failed.append(str(error))
+                log.error('%s', error)
+            except Exception as error:
+                failed.append(str(error))
+                log.exception('%s: cleaning', session.target.host)
+
+        threads = [threading.Thread(target=remove, args=(session,), name='cleaning') for session in sessions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return not failed
+
+
+class Call:
+    """One request of a client."""
+
+    def __init__(self, broker: Broker, connection: socket.socket, target: Target, request: dict[str, t.Any]) -> None:
+        self.broker = broker
+        self.target = target
+        self.arguments: dict[str, t.Any] = request.get('arguments') or {}
+        self._connection = connection
+        self._payload_length = int(request.get('payload') or 0)
+        self._send_lock = threading.Lock()
+
+    @property
+    def session(self) -> t.Any:
+        """The target's session."""
+        return self.broker.session(self.target)
+
+    def payload(self) -> bytes:
+        """The bytes that came with the request."""
+        data = bytearray()
+        while len(data) < self._payload_length:
+            frame = wire.receive_frame(self._connection)
+            if frame is None:
+                raise wire.WireError('the payload did not come to its end')
+            data += frame[1]
+        return bytes(data)
+
+    def event(self, header: dict[str, t.Any], data: bytes = b'') -> None:
+        """Tells the client something before the result."""
+        with self._send_lock:
+            for chunk in wire.chunks(data) if data else (b'',):
+                wire.send_frame(self._connection, header, chunk)
+
+    def watch(self, gone: t.Callable[[], None], write: t.Callable[[bytes, bool], None] | None = None) -> None:
+        """From now on a thread reads what the client sends; calls ``gone`` when the client is no longer there."""
+        def read() -> None:
+            try:
+                while True:
+                    frame = wire.receive_frame(self._connection)
+                    if frame is None:
+                        break
+                    if write is not None and frame[0].get('write'):
+                        write(bytes(frame[1]), bool(frame[0].get('close')))
+            except (OSError, wire.WireError):
+                pass
+            except Exception:
+                log.exception('reading from a client')
+            gone()
+
+        threading.Thread(target=read, name='client reader', daemon=True).start()
+
+
+# What a client may call: the methods of broker_client.Agent.
+
+def _deploy(call: Call) -> t.Any:
+    return call.session.deploy(call.target)
+
+
+def _present(call: Call) -> bool:
+    session = call.broker.existing(call.target)
+    return session is not None and session.live
+
+
+def _info(call: Call) -> t.Any:
+    return call.session.info()
+
+
+def _remove(call: Call) -> t.Any:
+    session = call.broker.existing(call.target)
+    return session.remove() if session is not None else None
+
+
+def _cleanup(call: Call) -> t.Any:
+    return call.session.cleanup(call.arguments.get('run'), bool(call.arguments.get('check')))
+
+
+def _query_packages(call: Call) -> t.Any:
+    return call.session.call('QueryPackages', wait=120, Manager=call.arguments.get('manager'), Name=call.arguments.get('name')) or []
+
+
+def _put_file(call: Call) -> t.Any:
+    cancelled = threading.Event()
+    call.watch(cancelled.set)
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.25 or done == total:
+            last = now
+            call.event({'event': 'progress', 'done': done, 'total': total})
+
+    arguments = call.arguments
+    return call.session.put_file(
+        arguments['local_path'], arguments['remote_path'], mode=arguments.get('mode'), user=arguments.get('user'), checksum=arguments.get('checksum'),
+        on_progress=progress if arguments.get('progress') else None, cancelled=cancelled)
+
+
+def _get_file(call: Call) -> t.Any:
+    return call.session.get_file(call.arguments['remote_path'], call.arguments['local_path'], user=call.arguments.get('user'))
+
+
+def _stat(call: Call) -> t.Any:
+    checksum = bool(call.arguments.get('checksum'))
+    status = call.session.call('Stat', wait=600 if checksum else 0, Path=call.arguments['path'], Checksum=checksum or None, User=call.arguments.get('user'))
+    value = status.get('checksum')
+    status['checksum'] = (value.hex() if isinstance(value, bytes) else str(value).lower()) if value is not None else None
+    return status
+
+
+def _remove_path(call: Call) -> t.Any:
+    return call.session.call(
+        'Remove', wait=60, Path=call.arguments['path'], Recursive=call.arguments.get('recursive') or None, User=call.arguments.get('user'))
+
+
+def _extract(call: Call) -> t.Any:
+    return int(call.session.call('Extract', wait=3600, Path=call.arguments['path'], Folder=call.arguments['folder']))
+
+
+def _execute(call: Call) -> t.Any:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Job
+
+    payload = call.payload()
+    job = Job()
+    call.watch(job.cancel, job.write)
+
+    def emit(stream: str, data: bytes) -> None:
+        try:
+            call.event({'event': 'output', 'stream': stream}, data)
+        except OSError:
+            job.cancel()  # and go on reading until the process is dead
+
+    return call.session.execute(call.arguments, payload if call.arguments.get('has_input') else None, emit, job)
+
+
+def _open_port(call: Call) -> t.Any:
+    arguments = call.arguments
+    answer = call.session.call(
+        'OpenPort', wait=30, Port=arguments['port'], Protocol=arguments.get('protocol'), Source=arguments.get('source'), Family=arguments.get('family'),
+        Keep=arguments.get('keep') or None)
+    return {'changed': bool(answer['changed']), 'rules': answer.get('rule') or []}
+
+
+def _close_port(call: Call) -> t.Any:
+    arguments = call.arguments
+    return {'changed': bool(call.session.call(
+        'ClosePort', wait=30, Port=arguments['port'], Protocol=arguments.get('protocol'), Source=arguments.get('source'), Family=arguments.get('family')))}
+
+
+def _list_ports(call: Call) -> t.Any:
+    return call.session.call('ListPorts', wait=30) or []
+
+
+HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
+    'deploy': _deploy, 'present': _present, 'info': _info, 'remove': _remove, 'cleanup': _cleanup, 'query_packages': _query_packages,
+    'put_file': _put_file, 'get_file': _get_file, 'stat': _stat, 'remove_path': _remove_path, 'extract': _extract, 'execute': _execute,
+    'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
+}
+
+
+def _remove_folder(folder: str) -> None:
+    for name in ('socket', 'lock', 'broker.log'):
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(folder, name))
+    for path in (folder, os.path.dirname(folder)):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)  # the outer one stays while other runs have theirs in it
+
+
+def main(words: list[str]) -> int:
+    """The broker's whole life. ``words``: --folder, --owner, --ready as broker_client gives them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--folder', required=True, help='private folder for the socket and the log')
+    parser.add_argument('--owner', required=True, type=int, help='process id of the run')
+    parser.add_argument('--ready', required=True, type=int, help='descriptor to say on that it listens')
+    options = parser.parse_args(words)
+    debug = bool(os.environ.get('SOJOURN_DEBUG'))
+    handler = _BoundedHandler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s'))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger('sojourn').setLevel(logging.INFO)
+    for name in ('paramiko', 'smbprotocol', 'pypsexec', 'zeep', 'spnego'):
+        # What goes wrong there is raised too; below errors they write down messages, which may hold more than they should.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # The folder's name carries when the owner began: a process that got its number since is not the owner.
+    owner = Owner(options.owner, os.path.basename(options.folder).partition('-')[2])
+    broker = Broker(options.folder, owner)
+    try:
+        if owner.ended():
+            raise SojournError('SD-902', step='starting the broker', detail='the run has ended', log=broker_client.log_path(options.folder))
+        broker.listen()
+        message: dict[str, t.Any] = {}
+    except (SojournError, OSError) as error:
+        problem = error if isinstance(error, SojournError) else SojournError(
+            'SD-902', step='starting the broker', detail=error, log=broker_client.log_path(options.folder))
+        message = {'error': problem.to_dict()}
+    with contextlib.suppress(OSError):
+        os.write(options.ready, json.dumps(message).encode() + b'\n')
+    os.close(options.ready)
+    if message:
+        _remove_folder(options.folder)
+        return 1
+    log.info('run %s, owner %d', broker.run, options.owner)
+    broker.serve()
+    good = broker.end()
+    if good and not debug:
+        _remove_folder(options.folder)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(options.folder, 'lock'))
+    log.info('end')
+    return 0 if good else 1

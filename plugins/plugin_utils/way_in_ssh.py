@@ -1,0 +1,362 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The way in to Linux: SSH, and root by sudo where the sign-in is not root's own; nothing after the agent's start.
+
+Every script is one line for /bin/sh with no '!' in it: the login shell that hands it on may be csh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+import socket
+import typing as t
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, ssh_client
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
+    NAME, REMOVE_SECONDS, SESSION_FILE, START_SECONDS, AlreadyPlaced, Config, Found, Ready, WayIn, agent_executable)
+
+ssh_exception = library('paramiko.ssh_exception')
+
+SERVICE = 'SSH'
+#: The candidates for the agent's folder; '' stands for the login user's home.
+FOLDERS = ('/tmp', '/var/tmp', '')
+ARCHITECTURES = {'x86_64': 'amd64', 'amd64': 'amd64', 'aarch64': 'arm64', 'arm64': 'arm64'}
+OLDEST_KERNEL = (3, 2)
+
+#: Tells what the host is, and makes the folder: one round trip. $1 is the folder's name, $2 the session, the rest are the candidates.
+_LOOK = '; '.join((
+    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'shift 2',
+    'k=`uname -s`', 'm=`uname -m`', 'echo "system $k"', 'echo "machine $m"', 'echo "release `uname -r`"', 'u=`id -u`', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
+    'if [ "$u" != 0 ]; then if command -v sudo >/dev/null 2>&1; then if sudo -n true >/dev/null 2>&1; then echo "sudo free"; else echo "sudo asks"; fi; '
+    'else echo "sudo missing"; fi; fi',
+))
+_FOLDER = '; '.join((
+    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'shift 2',
+    'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
+    'if mkdir "$f" 2>/dev/null; then '
+    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#!/bin/sh\\nexit 0\\n" > "$f/agent" && chmod 700 "$f/agent"; then '
+    'if "$f/agent" 2>/dev/null; then echo "folder $f"; break; else echo "skip $d is mounted noexec"; fi; '
+    'else echo "skip $d is full"; fi; rm -rf "$f"; '
+    'elif [ -d "$f" ]; then echo "exists $f"; break; '
+    'elif [ -d "$d" ]; then echo "skip $d is not writable"; else echo "skip $d does not exist"; fi',
+    'done',
+))
+#: Takes the executable on standard input.
+_UPLOAD = 'umask 077; LC_ALL=C; export LC_ALL; cat > "$1/agent" && chmod 700 "$1/agent" && wc -c < "$1/agent"'
+#: $1 name, $2 tenths of a second to wait for the agent to be gone by itself, the rest the folders that may hold it.
+#: Prints what is left in the end; nothing is good.
+_REMOVE = '; '.join((
+    'n=$1', 'w=$2', 'shift 2', 'LC_ALL=C', 'export LC_ALL', 'i=0',
+    'nap() { sleep 0.1 2>/dev/null || sleep 1; }',
+    'unit() { command -v systemctl >/dev/null 2>&1 && [ -d /run/systemd/system ] && [ -n "`systemctl list-units --all --plain --no-legend "$n.service" 2>/dev/null`" ]; }',
+    'pids() { for p in /proc/[0-9]*; do l=`readlink "$p/exe" 2>/dev/null` || continue; case $l in */"$n"/agent|*/"$n/agent (deleted)") echo "${p#/proc/}";; esac; done; }',
+    'dirs() { for d in "$@"; do d=${d:-$HOME}; if [ -d "$d/$n" ]; then echo "$d/$n"; fi; done; }',
+    'left() { if unit; then return 0; fi; [ -n "`dirs "$@"`" ] || [ -n "`pids`" ]; }',
+    'while left "$@" && [ "$i" -lt "$w" ]; do nap; i=$((i+1)); done',
+    'if left "$@"; then if unit; then systemctl stop "$n.service" >/dev/null 2>&1; fi',
+    'p=`pids`', 'if [ -n "$p" ]; then kill $p 2>/dev/null; i=0; while [ -n "`pids`" ] && [ "$i" -lt 200 ]; do nap; i=$((i+1)); done; p=`pids`; '
+    'if [ -n "$p" ]; then kill -9 $p 2>/dev/null; nap; fi; fi',
+    'if unit; then systemctl reset-failed "$n.service" >/dev/null 2>&1; fi',
+    'dirs "$@" | while IFS= read -r f; do rm -rf "$f"; done',
+    'if unit; then echo "service $n"; fi', 'for p in `pids`; do echo "process $p"; done', 'dirs "$@" | sed "s/^/folder /"', 'fi',
+))
+#: Prints 'kind live name path' lines for all that carries this project's kind of name; the rest of the arguments are folders.
+_FIND = '; '.join((
+    'LC_ALL=C', 'export LC_ALL',
+    'live() { for q in /proc/[0-9]*; do case `readlink "$q/exe" 2>/dev/null` in */"$1"/agent|*/"$1/agent (deleted)") return 0;; esac; done; return 1; }',
+    'say() { if live "$2"; then echo "$1 live $2 $3"; else echo "$1 dead $2 $3"; fi; }',
+    'for d in "$@"; do d=${d:-$HOME}; for f in "$d"/sojourn-*; do if [ -d "$f" ]; then say folder "${f##*/}" "$f"; fi; done; done',
+    'if [ -d /run/systemd/system ]; then systemctl list-units --all --plain --no-legend "sojourn-*.service" 2>/dev/null | while read -r u rest; do say service "${u%.service}" "$u"; done; fi',
+    '{ nft list ruleset; iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save; firewall-cmd --list-all-zones; firewall-cmd --direct --get-all-rules; '
+    'ufw status; ufw show added; } 2>/dev/null | '
+    'grep -oE "sojourn-[0-9a-f]{12}" | sort -u | while read -r r; do say firewall-rule "$r" "$r"; done',
+))
+
+
+def _words(script: str, *arguments: str) -> str:
+    """A command line that runs a script, whatever the login shell."""
+    return ' '.join(shlex.quote(word) for word in ('/bin/sh', '-c', script, 'sh', *arguments))
+
+
+class SshWayIn(WayIn):
+    """See ``WayIn``. One SSH connection."""
+
+    def __init__(self, target: t.Any, run: str) -> None:
+        super().__init__(target, run)
+        require(ssh_exception)
+        self._client = ssh_client.Client()
+        self._user = target.user or ''
+        self._is_root = False
+        self._sudo = ''
+        self._looked = False
+        self._folder = ''
+        self._launched = False
+
+    # Errors
+
+    @contextlib.contextmanager
+    def _errors(self, step: str) -> t.Iterator[None]:
+        self.step = step
+        try:
+            yield
+        except (SojournError, AlreadyPlaced):
+            raise
+        except (ssh_client.CommandTimeout, TimeoutError, socket.timeout) as error:
+            raise self.error('SD-205', address=self._address, detail=str(error) or 'no answer in time') from None
+        except (ssh_exception.SSHException, EOFError, OSError) as error:
+            raise self.error('SD-205', address=self._address, detail=str(error) or 'the target closed the connection') from None
+
+    @property
+    def _address(self) -> str:
+        return self.peer.address if self.peer else self.target.address
+
+    # Connecting
+
+    def connect(self) -> None:
+        """TCP, the host's key, sign-in."""
+        target = self.target
+        self.step = 'connecting'
+        try:
+            connection, self.peer = network.connect(target.address, target.port, timeout=target.connection_timeout, service=SERVICE, step=self.step)
+        except SojournError as error:
+            raise error.at(host=target.host)
+        self.controller_address = network.local_address(connection)
+        user_files = (target.known_hosts,) if target.known_hosts else ssh_client.USER_KNOWN_HOSTS
+        files = (*user_files, *ssh_client.SYSTEM_KNOWN_HOSTS)
+        names = ssh_client.host_names(target.address, target.port)
+        known = ssh_client.known_keys(files, names)
+        try:
+            key = self._client.begin(connection, target.connection_timeout, known)
+        except (ssh_exception.SSHException, EOFError, OSError) as error:
+            raise self.error('SD-205', address=self._address, detail=f'{str(error) or "the other end closed it"} (is it an SSH server?)') from None
+        self._check_host_key(key, known, names[0], user_files[0], files)
+        self._sign_in()
+
+    def _check_host_key(self, key: t.Any, known: list[t.Any], name: str, user_file: str, files: tuple[str, ...]) -> None:
+        self.step = 'checking the host key'
+        if not self.target.host_key_checking:
+            return
+        fields = {'address': name, 'key_type': key.get_name(), 'fingerprint': ssh_client.fingerprint(key), 'known_hosts': user_file}
+        try:
+            self._client.check_host_key(key, known)
+        except ssh_client.HostKeyChanged:
+            raise self.error('SD-304', **fields) from None
+        except ssh_client.HostKeyUnknown:
+            if not self.target.host_key_auto_add:
+                raise self.error('SD-303', **fields) from None
+            try:
+                ssh_client.remember(user_file, name, key)
+            except OSError as error:
+                raise self.error('SD-709', path=user_file, detail=error.strerror or error) from None
+
+    def _sign_in(self) -> None:
+        target = self.target
+        with self._errors('signing in'):
+            try:
+                self._user = self._client.sign_in(target.user, password=target.password, key_file=target.key_file, passphrase=target.key_passphrase)
+            except ssh_client.SignInRefused as error:
+                if not error.tried:
+                    detail = str(error) or 'no password, no key file, no key in the SSH agent, no default key in ~/.ssh'
+                    raise self.error('SD-302', detail=detail) from None
+                tried = ', '.join(dict.fromkeys(error.tried))
+                raise self.error('SD-301', user=target.user or self._user, detail=f'it took none of: {tried}{f"; {error}" if str(error) else ""}') from None
+            except OSError as error:
+                if target.key_file and error.filename:
+                    raise self.error('SD-302', detail=f'the key {target.key_file} cannot be read ({error.strerror})') from None
+                raise
+            except ssh_exception.SSHException as error:
+                if target.key_file and 'key' in str(error).lower():
+                    raise self.error('SD-302', detail=f'the key {target.key_file} cannot be used ({error})') from None
+                raise
+
+    # Commands
+
+    def _run(self, line: str, *, root: bool = False, data: t.Iterable[bytes] = (), timeout: float = ssh_client.ANSWER_SECONDS) -> tuple[int, bytes, str]:
+        """Runs a command line; (exit code, output, errors)."""
+        if root and not self._is_root:
+            return self._run_as_root(line, data, timeout)
+        with self._client.command(line, timeout=timeout) as command:
+            for chunk in data:
+                command.write(chunk)
+            code = command.finish()
+            return code, bytes(command.output), command.errors.decode('utf-8', 'replace')
+
+    def _run_as_root(self, line: str, data: t.Iterable[bytes], timeout: float) -> tuple[int, bytes, str]:
+        if self._sudo == 'missing':
+            raise self.error('SD-305', user=self._user, detail='sudo is not installed there')
+        token = secrets.token_hex(8)
+        prompt, mark = f'[sojourn {token}] password: ', f'sojourn {token} is root'
+        password = self.target.become_password if self.target.become_password is not None else self.target.password
+        how = ['-n'] if self._sudo == 'free' or password is None else ['-S', '-p', prompt]
+        # The mark tells that sudo is done with standard input, which from there on is the command's.
+        inner = f'echo {shlex.quote(mark)} >&2; exec {line}'
+        sudo = ' '.join(shlex.quote(word) for word in ('env', 'LC_ALL=C', 'sudo', *how, '--', '/bin/sh', '-c', inner))
+        with self._client.command(sudo, timeout=timeout) as command:
+            prompt_bytes, mark_bytes = prompt.encode(), mark.encode()
+            seen = 0
+
+            def asked() -> bool:
+                return command.errors.count(prompt_bytes) > seen or mark_bytes in command.errors
+
+            while mark_bytes not in command.errors:
+                if not command.wait_for(asked):
+                    lines = [text for text in command.errors.decode('utf-8', 'replace').replace(prompt, '').splitlines() if text.strip()]
+                    detail = lines[-1].strip() if lines else f'sudo ended with {command.finish()}'
+                    if 'a password is required' in detail or 'no password was provided' in detail:
+                        detail = 'sudo refused the password' if seen else 'sudo asks for a password and none was given'
+                    raise self.error('SD-305', user=self._user, detail=detail)
+                if mark_bytes in command.errors:
+                    break
+                seen += 1
+                if seen > 1:
+                    raise self.error('SD-305', user=self._user, detail='sudo refused the password')
+                command.write((password or '').encode() + b'\n')
+            for chunk in data:
+                command.write(chunk)
+            code = command.finish()
+            return code, bytes(command.output), command.errors.decode('utf-8', 'replace').partition(mark)[2].strip()
+
+    def _folders(self) -> tuple[str, ...]:
+        return self.target.remote_folders or FOLDERS
+
+    # Placing and starting
+
+    def _look(self) -> str:
+        """Tells the host's kind and this user's rights; returns the architecture."""
+        with self._errors('looking at the target'):
+            code, output, errors = self._run(_words(_LOOK, self.name, ''))
+            facts = dict(line.partition(' ')[::2] for line in output.decode('utf-8', 'replace').splitlines())
+            if code != 0 or 'system' not in facts:
+                raise self.error('SD-404', detail=f'its login shell ran no command ({errors.strip()[-200:] or f"exit code {code}"})')
+            self._is_root = facts.get('user') == '0'
+            self._sudo = facts.get('sudo', '')
+            self._looked = True
+            if facts.get('ssh'):
+                # As the target sees it, whatever is translated on the way.
+                self.controller_address = facts['ssh'].split()[0].partition('%')[0]
+            if facts['system'] != 'Linux':
+                raise self.error('SD-404', detail=f"it runs {facts['system']}, not Linux")
+            architecture = ARCHITECTURES.get(facts.get('machine', ''))
+            if architecture is None:
+                raise self.error('SD-404', detail=f"it is a Linux on {facts.get('machine')}")
+            with contextlib.suppress(ValueError):
+                if tuple(int(part) for part in facts.get('release', '').split('-')[0].split('.')[:2]) < OLDEST_KERNEL:
+                    raise self.error('SD-404', detail=f"its kernel is {facts['release']}")
+            return architecture
+
+    def place(self, session: str) -> None:
+        """Makes the folder in the first place that will do, and uploads the executable to it."""
+        executable = agent_executable('linux', self._look(), host=self.target.host)
+        if not self._is_root and self._sudo != 'free':
+            with self._errors('becoming root'):
+                self._run('true', root=True)  # before anything is placed
+        with self._errors('placing the agent'):
+            self._make_folder(session)
+        sent = 0
+
+        def chunks() -> t.Iterator[bytes]:
+            nonlocal sent
+            with open(executable, 'rb') as file:
+                while True:
+                    data = file.read(1 << 20)
+                    if not data:
+                        return
+                    sent += len(data)
+                    yield data
+
+        with self._errors('uploading the agent'):
+            code, output, errors = self._run(_words(_UPLOAD, self._folder), data=chunks(), timeout=600)
+            if code != 0:
+                detail = (errors.strip().splitlines() or [f'exit code {code}'])[-1]
+                if 'No space left' in detail or 'quota' in detail.lower():
+                    raise self.error('SD-402', what='the agent', detail=f'{self._folder}: {detail}')
+                raise self.error('SD-403', detail=f'{self._folder}: {detail}')
+            if output.split() != [str(sent).encode()]:
+                raise self.error('SD-408', detail=f'{output.decode("utf-8", "replace").strip()} of {sent} bytes are there')
+
+    def _make_folder(self, session: str) -> None:
+        unused_code, output, errors = self._run(_words(_FOLDER, self.name, session, *self._folders()))
+        skipped = []
+        for line in output.decode('utf-8', 'replace').splitlines():
+            kind, unused_space, rest = line.partition(' ')
+            if kind == 'folder':
+                self._folder = rest
+                return
+            if kind == 'exists':
+                there = self._run(_words('i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done', f'{rest}/{SESSION_FILE}'), root=True)[1]
+                raise AlreadyPlaced(there.decode('ascii', 'replace'))
+            if kind == 'skip':
+                skipped.append(rest)
+        if any('is full' in text for text in skipped):
+            raise self.error('SD-402', what='the agent', detail='; '.join(skipped))
+        raise self.error('SD-403', detail='; '.join(skipped) or errors.strip()[-200:] or 'no candidate was given')
+
+    def start(self, config: Config) -> Ready:
+        """``agent launch`` starts the service and waits until it is ready."""
+        self._launched = True
+        with self._errors('starting the agent'):
+            line = _words('exec "$1/agent" launch', self._folder)
+            code, output, errors = self._run(line, root=True, data=[config.to_json()], timeout=START_SECONDS + 15)
+            if not output.strip():
+                detail = (errors.strip().splitlines() or [f'it ended with exit code {code} and no answer'])[-1]
+                if 'No such file' in detail or 'not found' in detail:
+                    detail += '; an antivirus may have removed it'
+                raise self.error('SD-406', detail=detail)
+            return Ready.from_json(output, run=self.run, host=self.target.host)
+
+    # Removing
+
+    def undo(self) -> None:
+        """Stops the agent, removes unit and folder: whatever of it this way in made."""
+        if not self._folder:
+            return
+        with self._errors('taking the agent back'):
+            self._remove(self.name, (self._folder.rpartition('/')[0],), patience=0, root=self._launched)
+        self._folder = ''
+
+    def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
+        """Waits for what the agent removes itself, then helps."""
+        if not self._looked:
+            self._look()
+        with self._errors('removing the agent'):
+            self._remove(self.name, self._folders(), patience=patience)
+        return [f'service {self.name}', f'folder {self.name}']
+
+    def _remove(self, name: str, folders: tuple[str, ...], *, patience: float, root: bool = True) -> None:
+        if not NAME.fullmatch(name):
+            raise self.error('SD-801', what=name, detail='the name is not one of this project')
+        code, output, errors = self._run(_words(_REMOVE, name, str(int(patience * 10)), *folders), root=root, timeout=patience + REMOVE_SECONDS + 30)
+        left = output.decode('utf-8', 'replace').split('\n')[0].strip()
+        if left or code not in (0, 1):
+            raise self.error('SD-801', what=left or name, detail=(errors.strip().splitlines() or ['it is still there'])[-1])
+
+    def find(self) -> list[Found]:
+        """Folders in the candidate places, units, and firewall rules by their names."""
+        if not self._looked:
+            self._look()
+        with self._errors('looking for leftovers'):
+            unused_code, output, unused_errors = self._run(_words(_FIND, *self._folders()), root=True)
+        found = []
+        for line in output.decode('utf-8', 'replace').splitlines():
+            kind, live, name, path = (line.split(' ', 3) + ['', '', ''])[:4]
+            match = NAME.fullmatch(name)
+            if match:
+                found.append(Found(kind, name, match[1], live=live == 'live', path=path))
+        return found
+
+    def remove_found(self, found: Found) -> None:
+        """Without the agent: firewall rules are out of reach."""
+        if found.kind == 'firewall-rule':
+            raise self.error('SD-801', what=f'The firewall rule {found.name}', detail='only an agent on the target can')
+        with self._errors('removing leftovers'):
+            folders = (found.path.rpartition('/')[0],) if found.kind == 'folder' else self._folders()
+            self._remove(found.name, folders, patience=0)
+
+    def release(self) -> None:
+        """Disconnects."""
+        self._client.close()
