@@ -17,9 +17,12 @@ class ActionModule(AgentAction):
         'state': {'type': 'str', 'choices': ['present', 'absent'], 'default': 'present'},
     }
 
+    def blank(self) -> dict[str, t.Any]:
+        """What every result has."""
+        return {'changed': False, 'info': {}, 'removed': []}
+
     def act(self, result: dict[str, t.Any], task_vars: dict[str, t.Any]) -> None:
         """Brings the agent into the state asked for. Raises SojournError."""
-        result.update(changed=False, info={}, removed=[])
         wanted = self.options['state'] == 'present'
         if self.check_mode:
             there = self.agent.present()

@@ -19,6 +19,10 @@ class ActionModule(AgentAction):
         'run': {'type': 'str'},
     }
 
+    def blank(self) -> dict[str, t.Any]:
+        """What every result has."""
+        return {'changed': False, 'leftovers': []}
+
     def act(self, result: dict[str, t.Any], task_vars: dict[str, t.Any]) -> None:
         """Cleans up, or tells what it would remove. Raises SojournError, SD-801 for what could not be removed."""
         run = self.options['run'].removeprefix('sojourn-').lower() if self.options['run'] else None

@@ -11,7 +11,7 @@ import typing as t
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.action_base import AgentAction
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
-Network = t.Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Rule = dict[str, t.Any]
 
 
@@ -35,11 +35,14 @@ class ActionModule(AgentAction):
         'keep': {'type': 'bool', 'default': False},
     }
 
+    def blank(self) -> dict[str, t.Any]:
+        """What every result has."""
+        return {'changed': False, 'rules': []}
+
     def act(self, result: dict[str, t.Any], task_vars: dict[str, t.Any]) -> None:
         """Brings the port into the state asked for. Raises SojournError."""
         options = self.options
         self._check_options()
-        result.update(changed=False, rules=[])
         where = {'port': options['port'], 'protocol': options['protocol'], 'source': options['source'], 'family': options['family']}
         before = self._rules() if self.check_mode or self.diff_mode else []
         if self.check_mode:

@@ -66,14 +66,18 @@ class ActionModule(AgentAction):
         'skip_wrong_family': {'type': 'bool', 'default': False},
     }
 
+    def blank(self) -> dict[str, t.Any]:
+        """A package that nothing was done for yet has failed, until the end says otherwise."""
+        return {
+            'changed': False, 'state': return_codes.FAILED, 'exit_code': None, 'meaning': None, 'version_before': None, 'version_after': None,
+            'seconds': {'transfer': 0.0, 'install': 0.0, 'total': 0.0}, 'bytes_sent': 0, 'log': '', 'stdout': '', 'stderr': '',
+            'package': {'name': None, 'version': None, 'kind': None, 'checksum': None}}
+
     def act(self, result: dict[str, t.Any], task_vars: dict[str, t.Any]) -> None:
-        """Installs the package if it is needed. Raises SojournError for what keeps it from being tried at all."""
+        """Installs the package if it is needed. Raises SojournError where it could not be, or not as it should be."""
         begin = time.monotonic()
         self.result = result
-        self.seconds = {'transfer': 0.0, 'install': 0.0, 'total': 0.0}
-        result.update(
-            changed=False, state=return_codes.FAILED, exit_code=None, meaning=None, version_before=None, version_after=None,
-            seconds=self.seconds, bytes_sent=0, log='', stdout='', stderr='', package={'name': None, 'version': None, 'kind': None, 'checksum': None})
+        self.seconds = result['seconds']
         try:
             self._act(task_vars)
         finally:
@@ -85,9 +89,10 @@ class ActionModule(AgentAction):
         self.info = self.agent.deploy()['info']
         mismatch = self._family_mismatch()
         if mismatch:
+            error = SojournError('SD-105', step='comparing package and target', kind=self.package.runs, family=mismatch)
             if not self.options['skip_wrong_family']:
-                raise SojournError('SD-105', step='comparing package and target', kind=self.package.runs, family=mismatch)
-            self._conclude(return_codes.NOT_APPLICABLE, f'A {self.package.runs} package does not run on {mismatch}.')
+                raise error
+            self._conclude(return_codes.NOT_APPLICABLE, error.sentence)
             return
         before = self._look()
         self.result.update(version_before=before.version, version_after=before.version)

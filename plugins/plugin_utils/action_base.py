@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
@@ -36,6 +37,7 @@ class AgentAction(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         self.host = str((task_vars or {}).get('inventory_hostname') or '')
+        result.update(self.blank())
         try:
             self.options = self._read_options()
             self.agent = self._find_agent()
@@ -43,6 +45,10 @@ class AgentAction(ActionBase):
         except SojournError as error:
             self.note_error(result, error)
         return result
+
+    def blank(self) -> dict[str, t.Any]:
+        """What the result has from the beginning, and keeps where an error comes first."""
+        return {'changed': False}
 
     def act(self, result: dict[str, t.Any], task_vars: dict[str, t.Any]) -> None:
         """Does the work and fills in the result. Raises SojournError."""
@@ -73,11 +79,15 @@ class AgentAction(ActionBase):
             display.verbose(line, host=self.host, caplevel=verbosity - 1)
 
     def _read_options(self) -> dict[str, t.Any]:
-        validated = ArgumentSpecValidator(self.ARGUMENTS).validate(dict(self._task.args))
+        given = dict(self._task.args)
+        for name in given:
+            if name not in self.ARGUMENTS:
+                raise SojournError('SD-102', step='reading the options', option=name, detail=f"there is no such option; there are {', '.join(self.ARGUMENTS)}")
+        validated = ArgumentSpecValidator(self.ARGUMENTS).validate(given)
         if validated.error_messages:
             message = validated.error_messages[0]
-            named = [name for name in (*self._task.args, *self.ARGUMENTS) if name in message]
-            raise SojournError('SD-102', step='reading the options', option=named[0] if named else ', '.join(self.ARGUMENTS), detail=message.rstrip('.'))
+            named = [name for name in (*given, *self.ARGUMENTS) if re.search(rf'\b{name}\b', message)]
+            raise SojournError('SD-102', step='reading the options', option=named[0] if named else ', '.join(given), detail=message.rstrip('.'))
         return validated.validated_parameters
 
     def _find_agent(self) -> t.Any:

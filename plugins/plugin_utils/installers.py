@@ -21,7 +21,7 @@ MSI_LOG = 'msi.log'
 
 _MSI_PROPERTY = re.compile(r'([A-Za-z_][A-Za-z0-9_.]*)=(.*)', re.DOTALL)
 
-Arguments = t.Union[str, t.Sequence[str], None]
+Arguments = str | t.Sequence[str] | None
 
 
 @dataclasses.dataclass(frozen=True)

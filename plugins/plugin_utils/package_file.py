@@ -143,7 +143,8 @@ def _open_entry(path: str, entry: str) -> tuple[str, bytes]:
             names = {name.replace('\\', '/').removeprefix('./'): name for name in archive.namelist() if not name.endswith('/')}
             if wanted not in names:
                 some = ', '.join(sorted(names)[:5]) + (', ...' if len(names) > 5 else '')
-                raise SojournError('SD-102', step=_STEP, option='entry', detail=f"'{entry}' is not in {os.path.basename(path)}, which holds {some or 'nothing'}")
+                detail = f"'{entry}' is not in {os.path.basename(path)}, which holds {some or 'nothing'}"
+                raise SojournError('SD-102', step=_STEP, option='entry', detail=detail)
             with archive.open(names[wanted]) as file:
                 return names[wanted], file.read(_LONGEST_BEGINNING)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
@@ -245,7 +246,8 @@ def _read_rpm(file: t.IO[bytes]) -> Facts:
     rpmfile = library('rpmfile')
     require(rpmfile)
     headers = rpmfile.open(fileobj=file).headers
-    version, release, epoch = (_text(headers.get(name)) for name in ('version', 'release', 'epoch'))
+    # rpmfile calls the epoch by the name that it had long ago.
+    version, release, epoch = (_text(headers.get(name)) for name in ('version', 'release', 'serial'))
     full = '-'.join(part for part in (version, release) if part)
     # As the database writes it: an epoch of 0 is left out.
     return Facts(_text(headers.get('name')), f'{epoch}:{full}' if epoch and epoch != '0' else full or None, _text(headers.get('arch')))

@@ -1,0 +1,243 @@
+"""The actions agent, firewall, cleanup and recap, against a target in memory."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.sojourn.deploy.plugins.action import recap
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+
+class TestAgent:
+    def test_present_and_again(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        first = run("agent", agent)
+        assert first["changed"] and first["info"]["operating_system"] == "linux" and first["seconds"] == {"connect": 0.1}
+        assert not run("agent", agent)["changed"]
+
+    def test_absent_and_again(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.deployed = True
+        first = run("agent", agent, state="absent")
+        assert first["changed"] and first["removed"] == ["service sojourn-0123456789ab"]
+        again = run("agent", agent, state="absent")
+        assert (again["changed"], again["removed"]) == (False, [])
+
+    @pytest.mark.parametrize(
+        ("there", "state", "changed"), [(True, "present", False), (True, "absent", True), (False, "present", True), (False, "absent", False)]
+    )
+    def test_check_mode(self, run, make_agent, there: bool, state: str, changed: bool) -> None:
+        agent = make_agent("linux")
+        agent.deployed = there
+        assert run("agent", agent, check=True, state=state)["changed"] is changed
+        assert agent.deployed is there
+        assert agent.calls == []
+
+    def test_unreachable(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.errors["deploy"] = SojournError("SD-202", address="2001:db8::1", detail="no route")
+        result = run("agent", agent)
+        assert result["unreachable"] and result["error"]["code"] == "SD-202"
+        assert "failed" not in result
+
+    def test_bad_state(self, run, make_agent) -> None:
+        result = run("agent", make_agent("linux"), state="gone")
+        assert (result["failed"], result["error"]["code"]) == (True, "SD-102")
+        assert "'state'" in result["msg"]
+
+    @pytest.mark.parametrize("action", ["agent", "cleanup", "firewall"])
+    def test_other_connection(self, run, action: str) -> None:
+        result = run(action, None, **({"port": 1} if action == "firewall" else {}))
+        assert result["error"]["code"] == "SD-904"
+
+
+class TestFirewall:
+    def test_open_and_again(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        first = run("firewall", agent, port=8080, diff=True)
+        assert first["changed"] and first["rules"][0]["name"] == "sojourn-0123456789ab-tcp-8080"
+        assert (first["diff"]["before"], first["diff"]["after"]) == ("", "tcp 8080 ipv6 and ipv4 from anywhere (sojourn-0123456789ab-tcp-8080)\n")
+        again = run("firewall", agent, port=8080, diff=True)
+        assert not again["changed"]
+        assert again["diff"]["before"] == again["diff"]["after"] != ""
+
+    def test_close_and_again(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.open_port(53, "udp", keep=True)
+        first = run("firewall", agent, port=53, protocol="udp", state="closed", diff=True)
+        assert first["changed"] and first["diff"]["after"] == ""
+        assert not run("firewall", agent, port=53, protocol="udp", state="closed")["changed"]
+
+    @pytest.mark.parametrize(
+        ("options", "changed"),
+        [
+            ({}, False),
+            ({"family": "ipv6"}, False),
+            ({"keep": True}, True),
+            ({"port": 81}, True),
+            ({"protocol": "udp"}, True),
+            ({"source": "2001:db8::1"}, True),
+            ({"state": "closed"}, True),
+            ({"state": "closed", "source": "2001:db8::1"}, False),
+            ({"state": "closed", "port": 81}, False),
+        ],
+    )
+    def test_check_mode(self, run, make_agent, options: dict[str, Any], changed: bool) -> None:
+        agent = make_agent("linux")
+        agent.open_port(80)
+        agent.calls.clear()
+        assert run("firewall", agent, check=True, diff=True, **{"port": 80, **options})["changed"] is changed
+        assert "open_port" not in agent.calls and "close_port" not in agent.calls
+
+    @pytest.mark.parametrize(
+        ("there", "asked"), [("2001:db8::1/128", "2001:db8:0::1"), ("10.0.0.0/8", "10.1.2.3/8"), ("::/0", None), ("2001:db8::1", "[2001:db8::1]")]
+    )
+    def test_sources_are_compared_by_what_they_mean(self, run, make_agent, there: str, asked: str | None) -> None:
+        agent = make_agent("linux")
+        agent.open_port(80, source=there)
+        assert not run("firewall", agent, check=True, port=80, source=asked, family="ipv4" if "." in there else "ipv6")["changed"]
+
+    def test_one_family_of_two(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.open_port(80, family="ipv6")
+        assert run("firewall", agent, check=True, port=80)["changed"]
+        agent.open_port(80, family="ipv4")
+        assert not run("firewall", agent, check=True, port=80)["changed"]
+
+    def test_where_nothing_filters(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.firewall_kind = "none"
+        assert not run("firewall", agent, check=True, port=80)["changed"]
+
+    @pytest.mark.parametrize(
+        ("options", "option"),
+        [
+            ({"port": 0}, "port"),
+            ({"port": 65536}, "port"),
+            ({"source": "here"}, "source"),
+            ({"source": "10.0.0.1", "family": "ipv6"}, "family"),
+            ({"protocol": "sctp"}, "protocol"),
+        ],
+    )
+    def test_bad_option(self, run, make_agent, options: dict[str, Any], option: str) -> None:
+        agent = make_agent("linux")
+        result = run("firewall", agent, **{"port": 80, **options})
+        assert result["error"]["code"] == "SD-102"
+        assert f"'{option}'" in result["msg"]
+        assert agent.calls == []
+
+    def test_refused(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.errors["open_port"] = SojournError("SD-603", detail="policy")
+        assert run("firewall", agent, port=80)["error"]["code"] == "SD-603"
+
+
+def leftover(state: str, kind: str = "folder", detail: str | None = None) -> dict[str, Any]:
+    return {"kind": kind, "name": "sojourn-aaaaaaaaaaaa", "run": "aaaaaaaaaaaa", "state": state, "detail": detail}
+
+
+class TestCleanup:
+    def test_nothing_left(self, run, make_agent) -> None:
+        result = run("cleanup", make_agent("linux"))
+        assert (result["changed"], result["leftovers"]) == (False, [])
+
+    def test_removed_and_live(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        agent.leftovers = [leftover("removed"), leftover("live", "service")]
+        result = run("cleanup", agent, diff=True)
+        assert result["changed"] and result["leftovers"] == agent.leftovers
+        assert result["diff"]["after"] == "service sojourn-aaaaaaaaaaaa\n"
+
+    def test_not_removed(self, run, make_agent) -> None:
+        agent = make_agent("windows")
+        agent.leftovers = [leftover("removed", "service"), leftover("failed", detail="in use")]
+        result = run("cleanup", agent)
+        assert result["failed"] and result["changed"] and result["error"]["code"] == "SD-801"
+        assert "folder sojourn-aaaaaaaaaaaa" in result["msg"] and "in use" in result["msg"]
+        assert len(result["leftovers"]) == 2
+
+    def test_check_mode_and_run(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        run("cleanup", agent, check=True, run="sojourn-AAAAAAAAAAAA")
+        assert agent.cleanup_arguments == ("aaaaaaaaaaaa", True)
+
+    @pytest.mark.parametrize("wrong", ["x", "aaaaaaaaaaaa/..", "*"])
+    def test_bad_run(self, run, make_agent, wrong: str) -> None:
+        agent = make_agent("linux")
+        assert run("cleanup", agent, run=wrong)["error"]["code"] == "SD-102"
+        assert agent.calls == []
+
+
+RESULTS = {
+    "web1": [
+        {"package": "hello.deb", "state": "installed", "version_before": "1", "version_after": "2", "seconds": 1.26, "msg": "hello 2: installed."},
+        {"package": "setup.exe", "state": "not_applicable", "version_before": None, "version_after": None, "seconds": {"total": 0.01}, "msg": "x"},
+    ],
+    "win1": [
+        {"package": "setup.exe", "state": "failed", "version_before": None, "version_after": None, "seconds": 2, "msg": "It\nfailed."},
+        {"package": "other.msi", "state": "dropped"},
+    ],
+    "win2": [{"package": "setup.exe", "state": "unreachable", "msg": "No route."}],
+    "new1": [],
+}
+
+
+class TestRecap:
+    def test_table(self) -> None:
+        assert recap.table(RESULTS) == [
+            "host  package    state           version  seconds",
+            "web1  hello.deb  installed       1 → 2        1.3",
+            "      setup.exe  not applicable  -            0.0",
+            "win1  setup.exe  failed          -            2.0",
+            "  It failed.",
+            "      other.msi  dropped         -              -",
+            "win2  setup.exe  unreachable     -              -",
+            "  No route.",
+            "new1  -          no packages     -              -",
+        ]
+
+    def test_counts(self) -> None:
+        assert recap.count(RESULTS) == {"installed": 1, "not_applicable": 1, "failed": 1, "dropped": 1, "unreachable": 1}
+        assert recap.failed_hosts(RESULTS) == ["win1", "win2"]
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, check: bool = False, **args: Any) -> tuple[dict[str, Any], list[str]]:
+        shown: list[str] = []
+        monkeypatch.setattr(recap, "display", SimpleNamespace(banner=shown.append, display=shown.append))
+        task = SimpleNamespace(args=args, action="sojourn.deploy.recap", check_mode=check, diff=False, no_log=False, async_val=0, environment=None)
+        connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+        return recap.ActionModule(task, connection, SimpleNamespace(), None, None, None).run(task_vars={}), shown
+
+    def test_shown(self, monkeypatch) -> None:
+        result, shown = self.run(monkeypatch, results=RESULTS)
+        assert shown == ["DEPLOY RECAP", *recap.table(RESULTS)] and result["table"] == shown[1:]
+        assert result["failed_hosts"] == ["win1", "win2"] and not result["changed"]
+        json.dumps(result)
+
+    def test_check_mode_is_told(self, monkeypatch) -> None:
+        unused_result, shown = self.run(monkeypatch, check=True, results={}, title="MINE")
+        assert shown[0] == "MINE (check mode: nothing was changed)"
+
+    @pytest.mark.parametrize("results", [None, "x", {"a": 1}])
+    def test_bad_results(self, monkeypatch, results: Any) -> None:
+        result, shown = self.run(monkeypatch, results=results)
+        assert result["failed"] and not shown
+
+
+@pytest.mark.parametrize("name", ["agent", "cleanup", "firewall", "recap"])
+def test_documentation_says_what_the_action_takes(name: str) -> None:
+    spec = importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.action.{name}").ActionModule.ARGUMENTS
+    documented = yaml.safe_load(importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.modules.{name}").DOCUMENTATION)["options"]
+    assert set(documented) == set(spec)
+    for option, told in documented.items():
+        assert (told["type"], told.get("default"), told.get("choices"), told.get("required", False)) == (
+            spec[option]["type"],
+            spec[option].get("default"),
+            spec[option].get("choices"),
+            spec[option].get("required", False),
+        ), option
