@@ -1,0 +1,115 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection to Windows: the way in is ADMIN$ and the service control manager, all else goes to the agent; only what is Windows' own is here."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: smb
+author:
+  - The sojourn.deploy authors
+short_description: Run tasks on Windows through an agent that stays for the run only
+version_added: 0.1.0
+description:
+  - Puts a small agent onto a Windows host over the C(ADMIN$) share and the service control manager at the first task, runs all tasks through it,
+    and removes it when the run ends, however the run ends.
+  - The host needs port 445 open and nothing else. Neither WinRM, nor OpenSSH, nor Python has to be there.
+  - The agent is a service of LocalSystem, and B(tasks run as LocalSystem), not as O(remote_user). Use C(become) with C(runas) for another account.
+  - Without O(password), the Kerberos ticket in the controller's cache is used (C(kinit)); this needs C(pyspnego[kerberos]).
+  - SMB 3.1.1 with encryption is required, which every supported Windows has.
+extends_documentation_fragment:
+  - sojourn.deploy.connection
+options:
+  port:
+    description:
+      - Port of the file sharing service.
+    type: integer
+    default: 445
+    vars:
+      - name: ansible_port
+      - name: ansible_sojourn_port
+    keyword:
+      - name: port
+notes:
+  - The shell is PowerShell. With C(ansible_shell_type=cmd) it is the command prompt; modules need PowerShell all the same.
+"""
+
+EXAMPLES = r"""
+# An inventory: nothing else is needed
+# all:
+#   hosts:
+#     files1:
+#       ansible_connection: sojourn.deploy.smb
+#       ansible_host: 2001:db8::23
+#       ansible_user: Administrator
+#       ansible_password: "{{ vault_files1_password }}"
+"""
+
+import re
+import typing as t
+
+from ansible.utils.display import Display
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import AgentConnection, plain
+
+display = Display()
+
+
+class Connection(AgentConnection):
+    """See DOCUMENTATION."""
+
+    transport = 'sojourn.deploy.smb'
+    way_in = 'smb'
+    module_implementation_preferences = ('.ps1', '.exe', '')
+    allow_executable = False
+    has_native_async = True
+    always_pipeline_modules = True
+
+    def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
+        self._shell_type = 'powershell'
+        super().__init__(*args, **kwargs)
+
+    def is_pipelining_enabled(self, wrap_async: bool = False) -> bool:
+        """Always: a Windows module is one command with all it needs on its standard input, asynchronous ones too."""
+        return True
+
+    def _path(self, path: str) -> str:
+        return self._shell._unquote(path)
+
+    def _run(self, command: str, data: bytes | None, sudoable: bool) -> tuple[int, bytes, bytes]:
+        display.vvv(f'EXEC {command if len(command) < 200 else command[:200] + "..."}', host=self.host_name)
+        code, output, errors = self._finish(self.agent.execute(command_line=self._command_line(plain(command)), input_data=data))
+        return code, output, without_clixml(errors)
+
+    def _command_line(self, command: str) -> str:
+        """For CreateProcess."""
+        if self._shell.SHELL_FAMILY == 'cmd':
+            if re.match(r'(?i)powershell(\.exe)?\s', command):
+                return command
+            # /s: all between the first and the last quotation mark is the command, whatever quotation marks are in it
+            return f'cmd.exe /d /s /c "{command}"'
+        encoded = self._shell._encode_script('', as_list=False, strict_mode=False, preserve_rc=False)
+        if command.startswith(encoded) or command.startswith('type '):
+            # It is PowerShell's command line already, as all that Ansible's own shell plugin makes.
+            return command if command.startswith(encoded) else f'cmd.exe /d /s /c "{command}"'
+        return plain(self._shell._encode_script(command, as_list=False, strict_mode=False, preserve_rc=False))
+
+
+_CLIXML = b'#< CLIXML'
+_ERROR = re.compile(rb'<S S="Error">(.*?)</S>', re.DOTALL)
+_ESCAPE = re.compile(r'_x([0-9A-Fa-f]{4})_')
+
+
+def without_clixml(errors: bytes) -> bytes:
+    """Standard error as text where PowerShell wrote it as CLIXML ([MS-PSRP] 2.2.3.31; _x000D__x000A_ is a line break)."""
+    at = errors.find(_CLIXML)
+    if at < 0:
+        return errors
+    import html
+
+    text = b''.join(_ERROR.findall(errors[at:])).decode('utf-8', 'replace')
+    text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), html.unescape(text))
+    # Characters outside the BMP come as two escapes
+    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    return errors[:at] + text.encode('utf-8')

@@ -1,0 +1,255 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection to Linux: the way in is SSH, all else goes to the agent; only what is Linux's own is here."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: ssh
+author:
+  - The sojourn.deploy authors
+short_description: Run tasks on Linux through an agent that stays for the run only
+version_added: 0.1.0
+description:
+  - Puts a small agent onto a Linux host over SSH at the first task, runs all tasks through it, and removes it when the run ends, however the run ends.
+  - The host needs an SSH server and nothing else. The agent runs as root, by C(sudo) where O(remote_user) is not root.
+  - Commands run as O(remote_user), and files are read and written with that user's rights, unless a task has C(become).
+  - With neither O(password) nor O(private_key_file), the keys of the SSH agent and the default keys in C(~/.ssh) are tried.
+  - Host keys are checked against the C(known_hosts) files as OpenSSH has them, hashed names and ports included.
+extends_documentation_fragment:
+  - sojourn.deploy.connection
+options:
+  port:
+    description:
+      - Port of the SSH server.
+    type: integer
+    default: 22
+    ini:
+      - section: defaults
+        key: remote_port
+    env:
+      - name: ANSIBLE_REMOTE_PORT
+    vars:
+      - name: ansible_port
+      - name: ansible_ssh_port
+      - name: ansible_sojourn_port
+    keyword:
+      - name: port
+  become_password:
+    description:
+      - Password for C(sudo) on the way to the agent's start; without it, O(password).
+    type: string
+    vars:
+      - name: ansible_become_password
+      - name: ansible_become_pass
+      - name: ansible_sudo_pass
+  private_key_file:
+    description:
+      - File with the private key to sign in with. A certificate beside it (C(-cert.pub)) is used too.
+    type: path
+    ini:
+      - section: defaults
+        key: private_key_file
+    env:
+      - name: ANSIBLE_PRIVATE_KEY_FILE
+    vars:
+      - name: ansible_private_key_file
+      - name: ansible_ssh_private_key_file
+      - name: ansible_sojourn_private_key_file
+    cli:
+      - name: private_key_file
+        option: --private-key
+  private_key_passphrase:
+    description:
+      - Passphrase of O(private_key_file).
+    type: string
+    vars:
+      - name: ansible_private_key_passphrase
+      - name: ansible_ssh_private_key_passphrase
+      - name: ansible_sojourn_private_key_passphrase
+  known_hosts_file:
+    description:
+      - File with known host keys, in the place of C(~/.ssh/known_hosts). The system's files count in any case.
+    type: path
+    ini:
+      - section: sojourn
+        key: known_hosts_file
+    env:
+      - name: SOJOURN_KNOWN_HOSTS_FILE
+    vars:
+      - name: ansible_sojourn_known_hosts_file
+  host_key_checking:
+    description:
+      - Whether the target has to show a known host key. Without, anybody in between can read and change everything.
+    type: boolean
+    default: true
+    ini:
+      - section: defaults
+        key: host_key_checking
+    env:
+      - name: ANSIBLE_HOST_KEY_CHECKING
+      - name: ANSIBLE_SSH_HOST_KEY_CHECKING
+    vars:
+      - name: ansible_host_key_checking
+      - name: ansible_ssh_host_key_checking
+      - name: ansible_sojourn_host_key_checking
+  host_key_auto_add:
+    description:
+      - Whether an unknown host key is accepted and remembered. A changed one is refused all the same.
+    type: boolean
+    default: false
+    ini:
+      - section: sojourn
+        key: host_key_auto_add
+    env:
+      - name: SOJOURN_HOST_KEY_AUTO_ADD
+    vars:
+      - name: ansible_sojourn_host_key_auto_add
+  remote_folders:
+    description:
+      - Absolute paths of folders on the target, of which the first that is writable and not mounted C(noexec) holds the agent's folder.
+      - Without it, C(/tmp), C(/var/tmp), and the user's home.
+    type: list
+    elements: string
+    default: []
+    ini:
+      - section: sojourn
+        key: remote_folders
+    env:
+      - name: SOJOURN_REMOTE_FOLDERS
+    vars:
+      - name: ansible_sojourn_remote_folders
+  pipelining:
+    description:
+      - Whether modules are given to the target's Python on its standard input rather than as files.
+    type: boolean
+    default: true
+    ini:
+      - section: sojourn
+        key: pipelining
+    env:
+      - name: SOJOURN_PIPELINING
+    vars:
+      - name: ansible_pipelining
+      - name: ansible_sojourn_pipelining
+"""
+
+EXAMPLES = r"""
+# An inventory: nothing else is needed
+# all:
+#   hosts:
+#     web1:
+#       ansible_connection: sojourn.deploy.ssh
+#       ansible_host: 2001:db8::17
+#       ansible_user: root
+#       ansible_password: "{{ vault_web1_password }}"
+"""
+
+import getpass
+import typing as t
+
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.text.converters import to_bytes
+from ansible.utils.display import Display
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Input
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import NOT_XML, AgentConnection, plain
+
+display = Display()
+
+
+class Connection(AgentConnection):
+    """See DOCUMENTATION."""
+
+    transport = 'sojourn.deploy.ssh'
+    way_in = 'ssh'
+
+    def extra_options(self) -> dict[str, t.Any]:
+        """Options that only SSH has."""
+        become_password = self.get_option('become_password')
+        if become_password is None:
+            become_password = getattr(self._play_context, 'become_pass', None)  # --ask-become-pass
+        return {
+            'become_password': become_password, 'key_file': self.get_option('private_key_file'), 'key_passphrase': self.get_option('private_key_passphrase'),
+            'known_hosts': self.get_option('known_hosts_file'), 'host_key_checking': self.get_option('host_key_checking'),
+            'host_key_auto_add': self.get_option('host_key_auto_add'), 'remote_folders': tuple(self.get_option('remote_folders') or ())}
+
+    def _file_user(self) -> str | None:
+        return self.agent.target.user or getpass.getuser()
+
+    def _run(self, command: str, data: bytes | None, sudoable: bool) -> tuple[int, bytes, bytes]:
+        display.vvv(f'EXEC {command}', host=self.host_name)
+        command = _carriable(plain(command))
+        become = self.become if sudoable and self.become is not None and self.become._id else None
+        if become is None:
+            return self._finish(self.agent.execute(command_line=command, user=self._file_user(), input_data=data))
+        if not become.expect_prompt():
+            code, output, errors = self._finish(self.agent.execute(command_line=command, user=self._file_user(), input_data=data))
+            if code != 0 and to_bytes(become.success) not in output and become.check_missing_password(output + errors):
+                raise AnsibleError(f'[{self.host_name}] Missing {become.name} password')
+            return code, become.strip_become_success(output) if to_bytes(become.success) in output else output, errors
+        talk = BecomeTalk(become, data, self.host_name)
+        code, output, errors = self._finish(self.agent.execute(command_line=command, user=self._file_user(), converse=talk))
+        talk.check_end()
+        return code, talk.strip(output), talk.strip_prompt(errors)
+
+
+class BecomeTalk:
+    """The talk with sudo, or its like, before the command: waits for the prompt, gives the password, then the command's input.
+
+    Called with output as it comes; what it returns is written (see ``Agent.execute``). Raises AnsibleError, which ends the command.
+    """
+
+    def __init__(self, become: t.Any, data: bytes | None, host_name: str) -> None:
+        self._become = become
+        self._data = data
+        self._host_name = host_name
+        self._output = {'stdout': b'', 'stderr': b''}
+        self._password_sent = False
+        self._succeeded = False
+
+    def __call__(self, stream: str, data: bytes) -> Input | None:
+        """See the class."""
+        if self._succeeded:
+            return None
+        become = self._become
+        self._output[stream] += data
+        seen = self._output[stream]
+        if become.check_success(self._output['stdout']):
+            self._succeeded = True
+            return self._data or b'', True
+        if self._password_sent:
+            if become.check_incorrect_password(seen) or become.check_password_prompt(seen):
+                raise AnsibleError(f'[{self._host_name}] Incorrect {become.name} password')
+        elif become.check_password_prompt(seen):
+            self._password_sent = True
+            self._output[stream] = b''
+            return to_bytes(become.get_option('become_pass')) + b'\n', False
+        return None
+
+    def check_end(self) -> None:
+        """Raises where the command ended without having become the other user."""
+        if self._succeeded:
+            return
+        both = self._output['stdout'] + self._output['stderr']
+        if self._become.check_incorrect_password(both):
+            raise AnsibleError(f'[{self._host_name}] Incorrect {self._become.name} password')
+        text = both.decode('utf-8', 'replace').strip()
+        raise AnsibleError(f"[{self._host_name}] {self._become.name} ended before the command began{': ' + text if text else ''}")
+
+    def strip(self, output: bytes) -> bytes:
+        """Standard output without the talk."""
+        return self._become.strip_become_success(output) if self._succeeded else output
+
+    def strip_prompt(self, errors: bytes) -> bytes:
+        """Standard error without the talk."""
+        return self._become.strip_become_prompt(errors)
+
+
+def _carriable(command: str) -> str:
+    """A command line with characters that XML cannot carry, in a form that it can; any other stays as it is."""
+    if not NOT_XML.search(command):
+        return command
+    octal = ''.join(f'\\0{byte:03o}' for byte in to_bytes(command, errors='surrogateescape'))
+    return f'eval "$(printf %b \'{octal}\')"'
