@@ -192,7 +192,7 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
 
 
 #: What ``Agent.execute``'s ``converse`` returns: bytes for the process's input, and whether end of file follows.
-Input = t.Tuple[bytes, bool]
+Input = tuple[bytes, bool]
 
 
 class Agent:
@@ -233,7 +233,8 @@ class Agent:
                         raise SojournError.from_dict(header['error'])
                     return header['result']
         except SojournError as error:
-            raise error.at(host=host)
+            error.at(host=host)
+            raise
         except (OSError, wire.WireError) as error:
             raise SojournError('SD-902', host=host, step=call, detail=error, log=log_path(run_folder(self.owner_pid))) from None
 

@@ -36,7 +36,8 @@ zeep_exceptions = library('zeep.exceptions')
 NAMESPACE = 'urn:sojourn:deploy:1'
 #: Operations that may be sent again when an answer was lost.
 IDEMPOTENT = frozenset((
-    'GetInfo', 'RenewLease', 'ReadOutput', 'Signal', 'Release', 'Stat', 'Remove', 'QueryPackages', 'OpenPort', 'ClosePort', 'ListPorts', 'RemoveLeftovers', 'Shutdown'))
+    'GetInfo', 'RenewLease', 'ReadOutput', 'Signal', 'Release', 'Stat', 'Remove', 'QueryPackages', 'OpenPort', 'ClosePort', 'ListPorts',
+    'RemoveLeftovers', 'Shutdown'))
 #: Binary data below this many bytes goes inside the envelope.
 INLINE = 512
 #: Seconds that the agent may need for an answer beyond the wait that it was asked for.
@@ -158,7 +159,7 @@ def _connection_classes(endpoint: Endpoint) -> type:
     class Connection(urllib3_connection.HTTPSConnection):
         def _new_conn(self) -> t.Any:
             try:
-                return network.connect_any([endpoint.peer], timeout=endpoint.connection_timeout, service="the agent's port", step='talking to the agent')[0]
+                return network.connect_any([endpoint.peer], timeout=endpoint.connection_timeout, service="the agent's port", step='connecting')[0]
             except SojournError as error:
                 refused = ConnectionLost(error.sentence, refused=error.code == 'SD-203')
                 raise urllib3_exceptions.NewConnectionError(self, error.sentence) from refused
@@ -183,7 +184,8 @@ class _PinnedAdapter(adapters.HTTPAdapter):
     def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **unused_kwargs: t.Any) -> None:
         """Called by requests' constructor."""
         self.poolmanager = urllib3_poolmanager.PoolManager(
-            num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._context, assert_fingerprint=self._endpoint.fingerprint, assert_hostname=False)
+            num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._context, assert_fingerprint=self._endpoint.fingerprint,
+            assert_hostname=False)
         self.poolmanager.pool_classes_by_scheme = {'https': _connection_classes(self._endpoint)}
 
 
@@ -197,7 +199,8 @@ def _chain(error: BaseException) -> t.Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        waiting += [other for other in (*current.args, getattr(current, 'reason', None), current.__cause__, current.__context__) if isinstance(other, BaseException)]
+        inside = (*current.args, getattr(current, 'reason', None), current.__cause__, current.__context__)
+        waiting += [other for other in inside if isinstance(other, BaseException)]
 
 
 class Channel:
@@ -244,7 +247,7 @@ class Channel:
             text = str(part)
             if isinstance(part, urllib3_exceptions.SSLError) and 'ingerprint' in text:
                 raise self._error('SD-502', step, port=self.endpoint.port, address=self.endpoint.address) from None
-            if isinstance(part, ssl.SSLEOFError) or isinstance(part, ssl.SSLZeroReturnError):
+            if isinstance(part, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                 raise ConnectionLost('the connection was closed') from None
             if isinstance(part, ssl.SSLError):
                 reason = part.reason or text
@@ -387,7 +390,7 @@ class Channel:
         """Streams a file to the target; see ``Agent.put_file``. Returns size and checksum (hex)."""
         step = 'sending a file'
         try:
-            file = open(local_path, 'rb')
+            file = open(local_path, 'rb')  # noqa: SIM115
         except OSError as error:
             raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
         with file:
@@ -472,8 +475,16 @@ class Channel:
 
     def _forget_part(self, part: str, user: str | None) -> None:
         """Removes what a broken-off transfer left; the agent would do so only at its end."""
-        with contextlib.suppress(SojournError):
-            self.call('Remove', Path=part, User=user)
+        # The agent may hold the file open until it has noticed that the connection is gone, and Windows deletes no open file.
+        for pause in (0.0, *RETRY_SECONDS):
+            if pause and self._closed.wait(pause):
+                return
+            try:
+                self.call('Remove', Path=part, User=user)
+                return
+            except SojournError as error:
+                if error.code != 'SD-706':
+                    return
 
     def get_file(self, remote_path: str, local_path: str, *, user: str | None = None, patience: float = 30.0) -> dict[str, t.Any]:
         """Streams a file from the target; see ``Agent.get_file``. Returns size and checksum (hex)."""

@@ -49,7 +49,7 @@ class RunCredentials:
         require(x509)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f'sojourn-{run}')])
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         # Both ends pin the certificate itself, so its dates decide nothing; wide, since the target's clock may be wrong.
         certificate = (
             x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())

@@ -30,7 +30,7 @@ def catalogue() -> dict[str, dict[str, str]]:
 def placeholders(code: str) -> set[str]:
     """Names in braces in an entry's sentence and remedy."""
     entry = catalogue()[code]
-    return {name for text in (entry['sentence'], entry['remedy']) for unused_text, name, unused_spec, unused_conversion in string.Formatter().parse(text) if name}
+    return {parsed[1] for text in (entry['sentence'], entry['remedy']) for parsed in string.Formatter().parse(text) if parsed[1]}
 
 
 class _Fields(dict):

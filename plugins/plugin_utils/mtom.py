@@ -115,7 +115,8 @@ class Body:
                 etree.SubElement(element, f'{{{XOP}}}Include', href=f'cid:{placeholder.token}@sojourn', nsmap={'xop': XOP})
                 order.append(placeholder)
         root = etree.tostring(envelope, xml_declaration=True, encoding='utf-8')
-        self._pieces: list[tuple[bytes, Source]] = [(self._head('root@sojourn', 'application/xop+xml; charset=UTF-8; type="text/xml"', first=True), Bytes(root))]
+        head = self._head('root@sojourn', 'application/xop+xml; charset=UTF-8; type="text/xml"', first=True)
+        self._pieces: list[tuple[bytes, Source]] = [(head, Bytes(root))]
         for placeholder in order:
             self._pieces.append((self._head(f'{placeholder.token}@sojourn', 'application/octet-stream'), placeholder.source))
         self._end = f'\r\n--{self._boundary}--\r\n'.encode('ascii')

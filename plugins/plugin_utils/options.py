@@ -127,10 +127,7 @@ def _seconds(option: str, value: t.Any, least: float, most: float) -> float:
 
 def parse_ports(value: t.Any) -> tuple[int, int]:
     """Reads ``agent_ports``: '62286-62293', one port, or two numbers. Raises SD-102."""
-    if isinstance(value, (tuple, list)):
-        parts = [str(part) for part in value]
-    else:
-        parts = str(value).strip().split('-')
+    parts = [str(part) for part in value] if isinstance(value, (tuple, list)) else str(value).strip().split('-')
     if not 1 <= len(parts) <= 2:
         raise SojournError('SD-102', step='reading the options', option='agent_ports', detail=f"'{value}' is not a range such as 62286-62293")
     ports = [_whole_number('agent_ports', part, 1, 65535) for part in parts]
@@ -187,7 +184,8 @@ class Target:
         try:
             return cls._make(way_in, address, host, **options)
         except SojournError as error:
-            raise error.at(host=host)
+            error.at(host=host)
+            raise
 
     @classmethod
     def _make(cls, way_in: str, address: t.Any, host: str | None, **options: t.Any) -> Target:

@@ -260,7 +260,8 @@ class Session:
         except SojournError as error:
             if error.code == 'SD-503' and self._channel is channel:
                 self._lost = True  # the next call deploys anew
-            raise error.at(host=self.target.host)
+            error.at(host=self.target.host)
+            raise
 
     def _streaming(self) -> tuple[Session, channel_module.Channel]:
         """The session and channel that transfers go through."""
@@ -434,10 +435,8 @@ class Session:
             found = self._find(run, check)
             if not found:
                 return {'changed': changed, 'leftovers': []}
-            if check:
-                leftovers = [_leftover(item, 'live' if item.live and not run else 'removed', None) for item in found]
-            else:
-                leftovers = self._remove_found(found, run)
+            would = [_leftover(item, 'live' if item.live and not run else 'removed', None) for item in found]
+            leftovers = would if check else self._remove_found(found, run)
             return {'changed': changed or any(item['state'] == 'removed' for item in leftovers), 'leftovers': leftovers}
 
     def _find(self, run: str | None, check: bool) -> list[Found]:

@@ -40,7 +40,8 @@ CREDITS = 256
 
 SMB_3_1_1 = 0x0311
 #: What the older dialects tell about the host (https://learn.microsoft.com/windows-server/storage/file-server/file-server-smb-overview).
-DIALECTS = {0x0202: 'Windows Vista or Server 2008', 0x0210: 'Windows 7 or Server 2008 R2', 0x0300: 'Windows 8 or Server 2012', 0x0302: 'Windows 8.1 or Server 2012 R2'}
+DIALECTS = {
+    0x0202: 'Windows Vista or Server 2008', 0x0210: 'Windows 7 or Server 2008 R2', 0x0300: 'Windows 8 or Server 2012', 0x0302: 'Windows 8.1 or Server 2012 R2'}
 
 STATUS_SHARING_VIOLATION = 0xC0000043
 STATUS_DELETE_PENDING = 0xC0000056
@@ -55,6 +56,7 @@ STATUS_NOT_FOUND = (STATUS_NO_SUCH_FILE, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OB
 #: FILE_DELETE_ON_CLOSE and others of [MS-SMB2] 2.2.13.
 _DELETE = 0x00010000
 _READ_ATTRIBUTES = 0x00000080
+_LIST = 0x00000001
 _SHARE_ALL = 0x7
 
 
@@ -214,10 +216,14 @@ class Client:
         receive(request)
         return file
 
+    def _open_folder(self, share: str, path: str) -> t.Any:
+        options = open_module.CreateOptions.FILE_DIRECTORY_FILE
+        return self.open(share, path, access=_LIST | _READ_ATTRIBUTES, disposition=open_module.CreateDisposition.FILE_OPEN, options=options)
+
     def make_folder(self, share: str, path: str) -> None:
         """Makes a folder. Raises ObjectNameCollision where something of that name is there."""
         self.open(
-            share, path, access=_READ_ATTRIBUTES | 0x1, disposition=open_module.CreateDisposition.FILE_CREATE,
+            share, path, access=_READ_ATTRIBUTES | _LIST, disposition=open_module.CreateDisposition.FILE_CREATE,
             options=open_module.CreateOptions.FILE_DIRECTORY_FILE).close()
 
     def write_file(self, share: str, path: str, chunks: t.Iterable[bytes], on_chunk: t.Callable[[int], None] | None = None) -> int:
@@ -303,8 +309,7 @@ class Client:
 
     def list(self, share: str, folder: str, pattern: str = '*') -> list[tuple[str, bool, float]]:
         """Entries of a folder: (name, whether it is a folder, last change in seconds since 1970)."""
-        directory = self.open(
-            share, folder, access=0x1 | _READ_ATTRIBUTES, disposition=open_module.CreateDisposition.FILE_OPEN, options=open_module.CreateOptions.FILE_DIRECTORY_FILE)
+        directory = self._open_folder(share, folder)
         found: list[tuple[str, bool, float]] = []
         try:
             while True:
@@ -358,8 +363,7 @@ class Client:
     @contextlib.contextmanager
     def watch(self, share: str, folder: str) -> t.Iterator[Watch]:
         """Watches a folder for new names; the watch is on once the context begins."""
-        directory = self.open(
-            share, folder, access=0x1 | _READ_ATTRIBUTES, disposition=open_module.CreateDisposition.FILE_OPEN, options=open_module.CreateOptions.FILE_DIRECTORY_FILE)
+        directory = self._open_folder(share, folder)
         try:
             yield Watch(self, directory)
         finally:

@@ -82,8 +82,9 @@ class Ready:
             if answer.get('error'):
                 raise SojournError.from_ready(answer['error'], host=host, step=step)
             ready = cls(
-                run=str(answer['run']), process_id=int(answer['process_id']), port=int(answer['port']), fingerprint=fingerprint_of_pem(str(answer['certificate'])),
-                firewall_kind=str(answer.get('firewall_kind', '')), boot_id=str(answer.get('boot_id', '')))
+                run=str(answer['run']), process_id=int(answer['process_id']), port=int(answer['port']),
+                fingerprint=fingerprint_of_pem(str(answer["certificate"])), firewall_kind=str(answer.get("firewall_kind", "")),
+                boot_id=str(answer.get("boot_id", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             text = data[:200].decode('utf-8', 'replace')
             raise SojournError('SD-406', host=host, step=step, detail=f"its answer was not understood ({error!r}): '{text}'") from None

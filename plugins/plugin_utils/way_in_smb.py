@@ -14,7 +14,17 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
-    NAME, REMOVE_SECONDS, SESSION_FILE, START_SECONDS, AlreadyPlaced, Config, Found, Ready, WayIn, agent_executable)
+    NAME,
+    REMOVE_SECONDS,
+    SESSION_FILE,
+    START_SECONDS,
+    AlreadyPlaced,
+    Config,
+    Found,
+    Ready,
+    WayIn,
+    agent_executable,
+)
 
 exceptions = library('smbprotocol.exceptions')
 pypsexec_exceptions = library('pypsexec.exceptions')
@@ -147,7 +157,8 @@ class SmbWayIn(WayIn):
         try:
             connection, self.peer = network.connect(target.address, target.port, timeout=target.connection_timeout, service=SERVICE, step=self.step)
         except SojournError as error:
-            raise error.at(host=target.host)
+            error.at(host=target.host)
+            raise
         self.controller_address = network.local_address(connection)
         self._negotiate(connection)
         self._sign_in()
@@ -157,21 +168,19 @@ class SmbWayIn(WayIn):
             except exceptions.BadNetworkName:
                 raise self.error('SD-401', user=self._user, share=SHARE, detail='the target has no such share') from None
             except exceptions.AccessDenied:
-                raise self.error(
-                    'SD-401', user=self._user, share=SHARE,
-                    detail="access denied; Windows refuses this share also to local administrators other than 'Administrator' (remote UAC, see docs/windows.md)",
-                ) from None
+                detail = "access denied; Windows refuses this share also to local administrators other than 'Administrator' (remote UAC, see docs/windows.md)"
+                raise self.error('SD-401', user=self._user, share=SHARE, detail=detail) from None
 
     def _negotiate(self, connection: t.Any) -> None:
         self.step = 'connecting'
-        name = network.ipv6_literal_name(self._address if self._address == self.target.address or ':' in self.target.address else self.target.address)
+        name = network.ipv6_literal_name(self.target.address)
         try:
             dialect = self._client.negotiate(connection, name, self.target.connection_timeout)
         except smb_client.Timeout:
             raise self.error('SD-204', port=self.target.port, address=self._address, seconds=f'{self.target.connection_timeout:g}', service=SERVICE) from None
         except Exception as error:  # whatever is not SMB 2 ends in one of many exceptions of the library's
-            raise self.error(
-                'SD-404', detail=f'port {self.target.port} does not speak SMB 3 (Windows XP, Server 2003 and others with SMB 1 only do not; {type(error).__name__})') from None
+            detail = f'port {self.target.port} does not speak SMB 3 (nor do Windows XP, Server 2003 and others with SMB 1 only; {type(error).__name__})'
+            raise self.error('SD-404', detail=detail) from None
         if dialect != smb_client.SMB_3_1_1:
             raise self.error('SD-404', detail=f'it speaks SMB 3.1.1 not, which tells {smb_client.DIALECTS.get(dialect, "an old Windows")}')
 

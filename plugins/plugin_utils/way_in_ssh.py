@@ -11,14 +11,23 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shlex
-import socket
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, ssh_client
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
-    NAME, REMOVE_SECONDS, SESSION_FILE, START_SECONDS, AlreadyPlaced, Config, Found, Ready, WayIn, agent_executable)
+    NAME,
+    REMOVE_SECONDS,
+    SESSION_FILE,
+    START_SECONDS,
+    AlreadyPlaced,
+    Config,
+    Found,
+    Ready,
+    WayIn,
+    agent_executable,
+)
 
 ssh_exception = library('paramiko.ssh_exception')
 
@@ -28,13 +37,14 @@ FOLDERS = ('/tmp', '/var/tmp', '')
 ARCHITECTURES = {'x86_64': 'amd64', 'amd64': 'amd64', 'aarch64': 'arm64', 'arm64': 'arm64'}
 OLDEST_KERNEL = (3, 2)
 
-#: Tells what the host is, and makes the folder: one round trip. $1 is the folder's name, $2 the session, the rest are the candidates.
+#: Tells what the host is and what the user may.
 _LOOK = '; '.join((
-    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'shift 2',
-    'k=`uname -s`', 'm=`uname -m`', 'echo "system $k"', 'echo "machine $m"', 'echo "release `uname -r`"', 'u=`id -u`', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
+    'LC_ALL=C', 'export LC_ALL', 'u=`id -u`',
+    'echo "system `uname -s`"', 'echo "machine `uname -m`"', 'echo "release `uname -r`"', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
     'if [ "$u" != 0 ]; then if command -v sudo >/dev/null 2>&1; then if sudo -n true >/dev/null 2>&1; then echo "sudo free"; else echo "sudo asks"; fi; '
     'else echo "sudo missing"; fi; fi',
 ))
+#: Makes the folder. $1 is its name, $2 the session, the rest are the candidates.
 _FOLDER = '; '.join((
     'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'shift 2',
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
@@ -46,6 +56,8 @@ _FOLDER = '; '.join((
     'elif [ -d "$d" ]; then echo "skip $d is not writable"; else echo "skip $d does not exist"; fi',
     'done',
 ))
+#: Whose agent is there: the other session may be between making the folder and writing its name into it.
+_WHOSE = 'i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done'
 #: Takes the executable on standard input.
 _UPLOAD = 'umask 077; LC_ALL=C; export LC_ALL; cat > "$1/agent" && chmod 700 "$1/agent" && wc -c < "$1/agent"'
 #: $1 name, $2 tenths of a second to wait for the agent to be gone by itself, the rest the folders that may hold it.
@@ -53,8 +65,9 @@ _UPLOAD = 'umask 077; LC_ALL=C; export LC_ALL; cat > "$1/agent" && chmod 700 "$1
 _REMOVE = '; '.join((
     'n=$1', 'w=$2', 'shift 2', 'LC_ALL=C', 'export LC_ALL', 'i=0',
     'nap() { sleep 0.1 2>/dev/null || sleep 1; }',
-    'unit() { command -v systemctl >/dev/null 2>&1 && [ -d /run/systemd/system ] && [ -n "`systemctl list-units --all --plain --no-legend "$n.service" 2>/dev/null`" ]; }',
-    'pids() { for p in /proc/[0-9]*; do l=`readlink "$p/exe" 2>/dev/null` || continue; case $l in */"$n"/agent|*/"$n/agent (deleted)") echo "${p#/proc/}";; esac; done; }',
+    'unit() { [ -d /run/systemd/system ] && [ -n "`systemctl list-units --all --plain --no-legend "$n.service" 2>/dev/null`" ]; }',
+    'pids() { for p in /proc/[0-9]*; do l=`readlink "$p/exe" 2>/dev/null` || continue; '
+    'case $l in */"$n"/agent|*/"$n/agent (deleted)") echo "${p#/proc/}";; esac; done; }',
     'dirs() { for d in "$@"; do d=${d:-$HOME}; if [ -d "$d/$n" ]; then echo "$d/$n"; fi; done; }',
     'left() { if unit; then return 0; fi; [ -n "`dirs "$@"`" ] || [ -n "`pids`" ]; }',
     'while left "$@" && [ "$i" -lt "$w" ]; do nap; i=$((i+1)); done',
@@ -71,9 +84,10 @@ _FIND = '; '.join((
     'live() { for q in /proc/[0-9]*; do case `readlink "$q/exe" 2>/dev/null` in */"$1"/agent|*/"$1/agent (deleted)") return 0;; esac; done; return 1; }',
     'say() { if live "$2"; then echo "$1 live $2 $3"; else echo "$1 dead $2 $3"; fi; }',
     'for d in "$@"; do d=${d:-$HOME}; for f in "$d"/sojourn-*; do if [ -d "$f" ]; then say folder "${f##*/}" "$f"; fi; done; done',
-    'if [ -d /run/systemd/system ]; then systemctl list-units --all --plain --no-legend "sojourn-*.service" 2>/dev/null | while read -r u rest; do say service "${u%.service}" "$u"; done; fi',
-    '{ nft list ruleset; iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save; firewall-cmd --list-all-zones; firewall-cmd --direct --get-all-rules; '
-    'ufw status; ufw show added; } 2>/dev/null | '
+    'if [ -d /run/systemd/system ]; then systemctl list-units --all --plain --no-legend "sojourn-*.service" 2>/dev/null | '
+    'while read -r u rest; do say service "${u%.service}" "$u"; done; fi',
+    '{ nft list ruleset; iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save; '
+    'firewall-cmd --list-all-zones; firewall-cmd --direct --get-all-rules; ufw status; ufw show added; } 2>/dev/null | '
     'grep -oE "sojourn-[0-9a-f]{12}" | sort -u | while read -r r; do say firewall-rule "$r" "$r"; done',
 ))
 
@@ -106,7 +120,7 @@ class SshWayIn(WayIn):
             yield
         except (SojournError, AlreadyPlaced):
             raise
-        except (ssh_client.CommandTimeout, TimeoutError, socket.timeout) as error:
+        except (ssh_client.CommandTimeout, TimeoutError) as error:
             raise self.error('SD-205', address=self._address, detail=str(error) or 'no answer in time') from None
         except (ssh_exception.SSHException, EOFError, OSError) as error:
             raise self.error('SD-205', address=self._address, detail=str(error) or 'the target closed the connection') from None
@@ -124,7 +138,8 @@ class SshWayIn(WayIn):
         try:
             connection, self.peer = network.connect(target.address, target.port, timeout=target.connection_timeout, service=SERVICE, step=self.step)
         except SojournError as error:
-            raise error.at(host=target.host)
+            error.at(host=target.host)
+            raise
         self.controller_address = network.local_address(connection)
         user_files = (target.known_hosts,) if target.known_hosts else ssh_client.USER_KNOWN_HOSTS
         files = (*user_files, *ssh_client.SYSTEM_KNOWN_HOSTS)
@@ -229,7 +244,7 @@ class SshWayIn(WayIn):
     def _look(self) -> str:
         """Tells the host's kind and this user's rights; returns the architecture."""
         with self._errors('looking at the target'):
-            code, output, errors = self._run(_words(_LOOK, self.name, ''))
+            code, output, errors = self._run(_words(_LOOK))
             facts = dict(line.partition(' ')[::2] for line in output.decode('utf-8', 'replace').splitlines())
             if code != 0 or 'system' not in facts:
                 raise self.error('SD-404', detail=f'its login shell ran no command ({errors.strip()[-200:] or f"exit code {code}"})')
@@ -288,7 +303,7 @@ class SshWayIn(WayIn):
                 self._folder = rest
                 return
             if kind == 'exists':
-                there = self._run(_words('i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done', f'{rest}/{SESSION_FILE}'), root=True)[1]
+                there = self._run(_words(_WHOSE, f'{rest}/{SESSION_FILE}'), root=True)[1]
                 raise AlreadyPlaced(there.decode('ascii', 'replace'))
             if kind == 'skip':
                 skipped.append(rest)
