@@ -100,6 +100,7 @@ class ActionModule(AgentAction):
             self._conclude(return_codes.ALREADY_CURRENT, f'{self.label}: {before.reason}.')
         elif self.check_mode:
             self._conclude(return_codes.INSTALLED, f'{self.label} would be installed: {before.reason}.')
+            self.result['version_after'] = self.identity.version
             self._note_diff(before.version, self.identity.version)
         else:
             self.log_file = self._prepare_log_file()

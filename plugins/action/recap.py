@@ -11,16 +11,23 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.sojourn.deploy.plugins.action.packages import UNREACHABLE
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.return_codes import FAILED
 
 display = Display()
 
-UNREACHABLE = 'unreachable'
-#: States, beside failed and unreachable, that show that the deployment to a host is not complete.
-_BAD = (FAILED, UNREACHABLE, 'dropped')
 _COLUMNS = ('host', 'package', 'state', 'version', 'seconds')
 
 Row = t.Mapping[str, t.Any]
+
+
+def _is_bad(row: Row) -> bool:
+    """Whether something went wrong here; a dropped package comes after one that did."""
+    return (row.get('state') or FAILED) in (FAILED, UNREACHABLE)
+
+
+def _one_line(text: t.Any) -> str:
+    return ' '.join(str(text).split())
 
 
 def _version(row: Row) -> str:
@@ -37,6 +44,21 @@ def _seconds(row: Row) -> str:
     return f'{seconds:.1f}' if isinstance(seconds, (int, float)) else '-'
 
 
+def rows_of(result: t.Any) -> list[Row]:
+    """The rows of a host: a list of them, or the registered result of ``sojourn.deploy.packages``, which may have failed before it had any.
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(result, (list, tuple)):
+        return list(result)
+    if not isinstance(result, t.Mapping):
+        raise ValueError("'results' maps each host to a list, or to a result of sojourn.deploy.packages")
+    rows = list(result.get('results') or ())
+    if not rows and (result.get('failed') or result.get('unreachable') or result.get('error')):
+        rows.append({'package': '-', 'state': UNREACHABLE if result.get('unreachable') else FAILED, 'msg': result.get('msg')})
+    return rows
+
+
 def count(results: t.Mapping[str, t.Sequence[Row]]) -> dict[str, int]:
     """How many packages ended in each state, over all hosts."""
     states: dict[str, int] = {}
@@ -49,7 +71,13 @@ def count(results: t.Mapping[str, t.Sequence[Row]]) -> dict[str, int]:
 
 def failed_hosts(results: t.Mapping[str, t.Sequence[Row]]) -> list[str]:
     """Hosts on which something is not as it was to be."""
-    return [host for host, rows in results.items() if any((row.get('state') or FAILED) in _BAD for row in rows)]
+    return [host for host, rows in results.items() if any(map(_is_bad, rows))]
+
+
+def errors(results: t.Mapping[str, t.Sequence[Row]]) -> dict[str, str]:
+    """For each of these hosts why, in one line."""
+    bad = failed_hosts(results)
+    return {host: ' '.join(_one_line(row['msg']) for row in results[host] if _is_bad(row) and row.get('msg')) for host in bad}
 
 
 def table(results: t.Mapping[str, t.Sequence[Row]]) -> list[str]:
@@ -61,8 +89,8 @@ def table(results: t.Mapping[str, t.Sequence[Row]]) -> list[str]:
         for number, row in enumerate(rows):
             state = str(row.get('state') or FAILED)
             cells.append(('' if number else host, str(row.get('package') or '-'), state.replace('_', ' '), _version(row), _seconds(row)))
-            if state in _BAD[:2] and row.get('msg'):
-                cells.append('  ' + ' '.join(str(row['msg']).split()))
+            if _is_bad(row) and row.get('msg'):
+                cells.append(f"  {_one_line(row['msg'])}")
     widths = [max(len(line[column]) for line in cells if isinstance(line, tuple)) for column in range(len(_COLUMNS))]
     lines = []
     for line in cells:
@@ -80,6 +108,7 @@ class ActionModule(ActionBase):
 
     ARGUMENTS = {
         'results': {'type': 'dict', 'required': True},
+        'removals': {'type': 'dict', 'default': {}},
         'title': {'type': 'str', 'default': 'DEPLOY RECAP'},
     }
 
@@ -88,15 +117,18 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         del tmp
         validated = ArgumentSpecValidator(self.ARGUMENTS).validate(dict(self._task.args))
-        results = validated.validated_parameters.get('results')
-        if validated.error_messages or not all(isinstance(rows, (list, tuple)) for rows in results.values()):
-            detail = validated.error_messages[0] if validated.error_messages else "'results' maps each host to a list"
-            return {**result, 'failed': True, 'msg': detail}
+        options = validated.validated_parameters
+        try:
+            if validated.error_messages:
+                raise ValueError(validated.error_messages[0])
+            results = {host: rows_of(value) for host, value in options['results'].items()}
+        except ValueError as error:
+            return {**result, 'failed': True, 'msg': str(error)}
+        for host, removal in options['removals'].items():
+            if isinstance(removal, t.Mapping) and (removal.get('failed') or removal.get('unreachable')):
+                results.setdefault(host, []).append({'package': '(agent)', 'state': FAILED, 'msg': removal.get('msg')})
         lines = table(results)
-        title = validated.validated_parameters['title']
-        if self._task.check_mode:
-            title += ' (check mode: nothing was changed)'
-        display.banner(title)
+        display.banner(options['title'] + (' (check mode: nothing was changed)' if self._task.check_mode else ''))
         for line in lines:
             display.display(line)
-        return {**result, 'changed': False, 'table': lines, 'states': count(results), 'failed_hosts': failed_hosts(results)}
+        return {**result, 'changed': False, 'table': lines, 'states': count(results), 'failed_hosts': failed_hosts(results), 'errors': errors(results)}

@@ -216,7 +216,7 @@ version_before:
   returned: always
   type: str
 version_after:
-  description: Version in the package database afterwards.
+  description: Version in the package database afterwards (in check mode, what it would be).
   returned: always
   type: str
 seconds:

@@ -26,12 +26,16 @@ attributes:
 options:
   results:
     description:
-      - For each host, a list of results, in the order in which they are shown.
-      - A result has the keys C(package), C(state), C(version_before), C(version_after), C(seconds) and C(msg), as M(sojourn.deploy.install)
-        returns them; RV(sojourn.deploy.install#module:seconds) is a dictionary there, of which C(total) is shown.
-      - States beside those of M(sojourn.deploy.install) are shown as they are; V(unreachable) and V(dropped) count as failures.
+      - For each host, the registered result of M(sojourn.deploy.packages), or a list of results in the order in which they are shown.
+      - Such a result has the keys C(package), C(state), C(version_before), C(version_after), C(seconds) and C(msg), as
+        M(sojourn.deploy.packages) returns them.
+      - The states V(failed) and V(unreachable) count as failures; any other text is shown as it is.
     type: dict
     required: true
+  removals:
+    description: For each host, the registered result of M(sojourn.deploy.agent) with C(state=absent); a failed one is shown.
+    type: dict
+    default: {}
   title:
     description: Heading of the table.
     type: str
@@ -39,19 +43,20 @@ options:
 author:
   - The sojourn.deploy authors (@sojourn)
 seealso:
-  - module: sojourn.deploy.install
+  - module: sojourn.deploy.packages
 '''
 
 EXAMPLES = r'''
-- name: Show what came of it
+- name: Install the packages
+  sojourn.deploy.packages:
+    packages: "{{ packages }}"
+  register: deploy_result
+  ignore_errors: true
+  ignore_unreachable: true
+
+- name: Show what came of it on all hosts
   sojourn.deploy.recap:
-    results:
-      web1:
-        - package: hello.deb
-          state: installed
-          version_before:
-          version_after: "2.10-3"
-          seconds: 1.4
+    results: "{{ dict(ansible_play_hosts_all | zip(ansible_play_hosts_all | map('extract', hostvars, 'deploy_result'))) }}"
   run_once: true
 '''
 
@@ -68,8 +73,12 @@ states:
   type: dict
   sample: {"installed": 3, "already_current": 1}
 failed_hosts:
-  description: Hosts with a package that failed, was dropped, or could not be reached.
+  description: Hosts with a package that failed, and those that could not be reached.
   returned: success
   type: list
   elements: str
+errors:
+  description: For each of these hosts why, in one line.
+  returned: success
+  type: dict
 '''

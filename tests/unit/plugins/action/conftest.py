@@ -29,11 +29,12 @@ fake_agent = _load_fake_agent()
 
 
 class Runner:
-    """Runs actions; `shown` has the lines that they showed at -v and more."""
+    """Runs actions; `shown` has the lines that they showed at -v and more, `printed` those that they always show."""
 
     def __init__(self, basedir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.basedir = basedir
         self.monkeypatch = monkeypatch
+        self.printed: list[str] = []
         self.shown: list[tuple[int, str | None, str]] = []
 
     def __call__(
@@ -41,10 +42,17 @@ class Runner:
     ) -> dict[str, Any]:
         module = importlib.import_module(f"{COLLECTION}.plugins.action.{action}")
         base = importlib.import_module(f"{COLLECTION}.plugins.plugin_utils.action_base")
-        self.monkeypatch.setattr(base, "display", SimpleNamespace(verbose=lambda line, host=None, caplevel=2: self.shown.append((caplevel + 1, host, line))))
+        display = SimpleNamespace(
+            verbose=lambda line, host=None, caplevel=2: self.shown.append((caplevel + 1, host, line)),
+            display=lambda line, color=None: self.printed.append(line),
+        )
+        self.monkeypatch.setattr(base, "display", display)
+        if hasattr(module, "display"):
+            self.monkeypatch.setattr(module, "display", display)
         loader = DataLoader()
         loader.set_basedir(str(self.basedir))
         task = SimpleNamespace(
+            copy=lambda: SimpleNamespace(**vars(task)),
             args=args,
             action=f"sojourn.deploy.{action}",
             check_mode=check,

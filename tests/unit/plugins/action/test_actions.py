@@ -174,6 +174,92 @@ class TestCleanup:
         assert agent.calls == []
 
 
+class TestPackages:
+    @pytest.fixture
+    def files(self, tmp_path) -> None:
+        for name in ("one.sh", "two.sh", "three.sh"):
+            (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / "setup.exe").write_bytes(b"MZ")
+
+    @staticmethod
+    def installer(**codes: int):
+        """An installer that ends with the code given for its name, else 0."""
+        return lambda agent, call: {"exit_code": codes.get(str(call["arguments"][0]).rpartition("/")[2].partition(".")[0], 0), "stdout": b"x" * 5000}
+
+    def test_in_order(self, run, make_agent, files) -> None:
+        agent = make_agent("linux", self.installer())
+        result = run(
+            "packages", agent, packages=[{"src": "two.sh"}, {"src": "setup.exe"}, {"src": "one.sh", "arguments": ["a"]}, {"src": "three.sh", "when": "no"}]
+        )
+        assert [(row["package"], row["state"]) for row in result["results"]] == [
+            ("two.sh", "installed"),
+            ("setup.exe", "not_applicable"),
+            ("one.sh", "installed"),
+        ]
+        assert [call["arguments"][0].rpartition("/")[2] for call in agent.executed] == ["two.sh", "one.sh"]
+        assert result["changed"] and not result.get("failed")
+        assert "stdout" not in result["results"][0]
+        assert run.printed[0] == "installed: [web1] => two.sh: two.sh: installed."
+        json.dumps(result)
+
+    def test_failure_drops_the_rest(self, run, make_agent, files) -> None:
+        result = run("packages", make_agent("linux", self.installer(two=9)), packages=[{"src": "one.sh"}, {"src": "two.sh"}, {"src": "three.sh"}])
+        assert [row["state"] for row in result["results"]] == ["installed", "failed", "dropped"]
+        assert result["failed"] and result["changed"] and result["error"]["code"] == "SD-703"
+        assert result["msg"].startswith("[web1] installing: The installer of 'two.sh' ended with 9")
+        assert len(result["results"][1]["stdout"]) == 2000
+
+    def test_going_on(self, run, make_agent, files) -> None:
+        agent = make_agent("linux", self.installer(one=9))
+        result = run("packages", agent, packages=[{"src": "one.sh"}, {"src": "two.sh"}], stop_on_failure=False)
+        assert [row["state"] for row in result["results"]] == ["failed", "installed"]
+        assert result["failed"]
+
+    def test_lost_target_is_not_asked_again(self, run, make_agent, files) -> None:
+        agent = make_agent("linux")
+        agent.errors["deploy"] = SojournError("SD-202", address="2001:db8::1", detail="no route")
+        result = run("packages", agent, packages=[{"src": "one.sh"}, {"src": "two.sh"}], stop_on_failure=False)
+        assert [row["state"] for row in result["results"]] == ["unreachable", "dropped"]
+        assert result["unreachable"] and "failed" not in result
+
+    def test_check_mode_and_diff(self, run, make_agent, files) -> None:
+        agent = make_agent("linux")
+        result = run("packages", agent, check=True, diff=True, packages=[{"src": "one.sh", "name": "one", "version": "2"}])
+        assert result["changed"] and "put_file" not in agent.calls
+        assert result["diff"][0]["after"] == "one 2\n"
+        assert result["results"][0]["version_after"] == "2"
+
+    def test_log_folder_for_all(self, run, make_agent, files, tmp_path) -> None:
+        run(
+            "packages",
+            make_agent("linux", self.installer()),
+            packages=[{"src": "one.sh"}, {"src": "two.sh", "log_dest": f"{tmp_path}/two.log"}],
+            log_dest=f"{tmp_path}/logs/",
+        )
+        assert (tmp_path / "logs/web1-one.sh.log").exists() and (tmp_path / "two.log").exists()
+
+    def test_own_family_may_be_insisted_on(self, run, make_agent, files) -> None:
+        result = run("packages", make_agent("linux"), packages=[{"src": "setup.exe", "skip_wrong_family": False}])
+        assert result["error"]["code"] == "SD-105"
+
+    def test_nothing_to_do(self, run, make_agent) -> None:
+        result = run("packages", make_agent("linux"), packages=[])
+        assert not result["changed"] and not result.get("failed")
+
+    def test_no_log(self, run, make_agent, files) -> None:
+        run("packages", make_agent("linux"), packages=[{"src": "one.sh"}], no_log=True)
+        assert run.printed == [] and run.shown == []
+
+    @pytest.mark.parametrize(
+        ("packages", "words"), [([{"name": "x"}], "no 'src'"), ([{"src": "x", "argments": ""}], "'argments'"), ("x", "'packages'"), ([1], "'packages'")]
+    )
+    def test_bad_list(self, run, make_agent, packages: Any, words: str) -> None:
+        agent = make_agent("linux")
+        result = run("packages", agent, packages=packages)
+        assert result["failed"] and result["error"]["code"] == "SD-102" and words in result["msg"]
+        assert agent.calls == [] and result["results"] == []
+
+
 RESULTS = {
     "web1": [
         {"package": "hello.deb", "state": "installed", "version_before": "1", "version_after": "2", "seconds": 1.26, "msg": "hello 2: installed."},
@@ -205,6 +291,7 @@ class TestRecap:
     def test_counts(self) -> None:
         assert recap.count(RESULTS) == {"installed": 1, "not_applicable": 1, "failed": 1, "dropped": 1, "unreachable": 1}
         assert recap.failed_hosts(RESULTS) == ["win1", "win2"]
+        assert recap.errors(RESULTS) == {"win1": "It failed.", "win2": "No route."}
 
     def run(self, monkeypatch: pytest.MonkeyPatch, check: bool = False, **args: Any) -> tuple[dict[str, Any], list[str]]:
         shown: list[str] = []
@@ -219,6 +306,17 @@ class TestRecap:
         assert result["failed_hosts"] == ["win1", "win2"] and not result["changed"]
         json.dumps(result)
 
+    def test_results_of_packages(self, monkeypatch) -> None:
+        results = {
+            "web1": {"results": RESULTS["web1"], "changed": True},
+            "web2": {"failed": True, "msg": "bad list", "results": []},
+            "web3": {"unreachable": True, "msg": "gone"},
+        }
+        result, unused_shown = self.run(monkeypatch, results=results, removals={"web1": {"failed": True, "msg": "locked"}, "web2": {"changed": False}})
+        assert result["failed_hosts"] == ["web1", "web2", "web3"]
+        assert result["errors"] == {"web1": "locked", "web2": "bad list", "web3": "gone"}
+        assert result["states"] == {"installed": 1, "not_applicable": 1, "failed": 2, "unreachable": 1}
+
     def test_check_mode_is_told(self, monkeypatch) -> None:
         unused_result, shown = self.run(monkeypatch, check=True, results={}, title="MINE")
         assert shown[0] == "MINE (check mode: nothing was changed)"
@@ -229,7 +327,7 @@ class TestRecap:
         assert result["failed"] and not shown
 
 
-@pytest.mark.parametrize("name", ["agent", "cleanup", "firewall", "recap"])
+@pytest.mark.parametrize("name", ["agent", "cleanup", "firewall", "packages", "recap"])
 def test_documentation_says_what_the_action_takes(name: str) -> None:
     spec = importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.action.{name}").ActionModule.ARGUMENTS
     documented = yaml.safe_load(importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.modules.{name}").DOCUMENTATION)["options"]
