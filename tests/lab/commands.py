@@ -45,9 +45,7 @@ def run(
         raise LabError(f"{words[0]} is not installed; run `lab.py prepare`") from None
     except subprocess.TimeoutExpired:
         raise LabError(f"{' '.join(words[:6])} did not end within {timeout:.0f} s") from None
-    text = subprocess.CompletedProcess(
-        words, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
-    )
+    text = subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
     if check and text.returncode:
         said = (text.stderr.strip() or text.stdout.strip())[-2000:]
         raise LabError(f"{' '.join(words[:8])} failed ({text.returncode}): {said}")

@@ -21,9 +21,7 @@ from tests.lab.model import Lab, leftovers, prepare
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lab.py", description="Throwaway Windows and Linux targets on a private link."
-    )
+    parser = argparse.ArgumentParser(prog="lab.py", description="Throwaway Windows and Linux targets on a private link.")
     verbs = parser.add_subparsers(dest="verb", required=True)
 
     def verb(name: str, help: str, named: bool = True) -> argparse.ArgumentParser:

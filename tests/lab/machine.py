@@ -83,10 +83,7 @@ def _trial() -> list[str]:
         "nft 'add rule inet t c ct state established accept'"
     )
     with tempfile.TemporaryDirectory(prefix="sojourn-lab-") as scratch:
-        overlay = (
-            f"cd {scratch} && mount -t tmpfs tmpfs . && cd {scratch} && mkdir l u w m && "
-            "mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w m"
-        )
+        overlay = f"cd {scratch} && mount -t tmpfs tmpfs . && cd {scratch} && mkdir l u w m && mount -t overlay overlay -o lowerdir=l,upperdir=u,workdir=w m"
         trials = {
             "network namespaces with a bridge, IPv6 and nftables": ["unshare", "--net", "sh", "-c", script],
             "overlay mounts on tmpfs": ["unshare", "--mount", "--propagation", "private", "sh", "-c", overlay],

@@ -98,9 +98,7 @@ class Lab:
         prepare(linux=linux > 0, windows=windows > 0)
         try:
             self.folder.mkdir(parents=True, mode=0o700)
-            (self.folder / "lab.json").write_text(
-                json.dumps({"linux": linux, "windows": windows, "firewall": firewall})
-            )
+            (self.folder / "lab.json").write_text(json.dumps({"linux": linux, "windows": windows, "firewall": firewall}))
             secret = self.folder / "credentials.json"
             secret.touch(mode=0o600)
             secret.write_text(json.dumps({name: target.new_passwords() for name, target in self.targets.items()}))
@@ -118,19 +116,13 @@ class Lab:
 
     def write_known_hosts(self) -> None:
         """Gather the host keys that the Linux targets were given."""
-        lines = [
-            line for target in self.targets.values() if isinstance(target, LinuxTarget) for line in target.known_hosts()
-        ]
+        lines = [line for target in self.targets.values() if isinstance(target, LinuxTarget) for line in target.known_hosts()]
         self.known_hosts.write_text("".join(f"{line}\n" for line in lines))
 
     def down(self) -> None:
         """Take everything of it away, from whatever state it is in."""
         spared = ancestors()
-        supervisors = [
-            process
-            for path in (self.folder / "targets").glob("*/supervisor.pid")
-            if (process := Process.remembered(path))
-        ]
+        supervisors = [process for path in (self.folder / "targets").glob("*/supervisor.pid") if (process := Process.remembered(path))]
         for process in supervisors:
             os.kill(process.pid, signal.SIGKILL)
         for process in supervisors:
@@ -155,9 +147,7 @@ class Lab:
             raise LabError(f"no such host: {host} (one of {', '.join(FIXED_HOSTS)}); for a target use exec")
         return ["nsenter", f"--net=/run/netns/{self.network.namespace(host)}", "--", *command]
 
-    def run(
-        self, command: Sequence[str], *, host: str = "controller", **options: Any
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, command: Sequence[str], *, host: str = "controller", **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in the controller's (or the stranger's) network and give back its output as text."""
         options = {"text": True, "capture_output": True, "env": tool_environment(), **options}
         return subprocess.run(self.inside(host, command), check=options.pop("check", False), **options)
@@ -191,17 +181,11 @@ def leftovers() -> list[str]:
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"tests.lab.supervisor" in words or any(
-                    word.startswith(b"--network-namespace-path=/run/netns/sj-") for word in words
-                ):
+                if b"tests.lab.supervisor" in words or any(word.startswith(b"--network-namespace-path=/run/netns/sj-") for word in words):
                     found.append(f"process {entry.name}: {b' '.join(words).decode(errors='replace')[:160]}")
     with open("/proc/self/mountinfo") as table:
         found += [f"mount {line.split()[4]}" for line in table if str(STATE) in line or "/sojourn-lab/" in line]
-    found += [
-        f"interface {path.name}"
-        for path in Path("/sys/class/net").iterdir()
-        if path.name in ("br0",) or path.name.startswith(PREFIX)
-    ]
+    found += [f"interface {path.name}" for path in Path("/sys/class/net").iterdir() if path.name in ("br0",) or path.name.startswith(PREFIX)]
     found += [f"control group {path}" for path in cgroups() if path.exists()]
     found += [f"folder {path}" for path in (STATE,) if path.exists()]
     return found

@@ -41,9 +41,7 @@ def own_mounts() -> None:
 def mount(source: str | Path, at: str | Path, kind: str | None, flags: int = 0, options: str = "") -> None:
     """mount(2)."""
     _checked(
-        _libc.mount(
-            str(source).encode(), str(at).encode(), kind.encode() if kind else None, flags, options.encode() or None
-        ),
+        _libc.mount(str(source).encode(), str(at).encode(), kind.encode() if kind else None, flags, options.encode() or None),
         f"mount {at}",
     )
 

@@ -80,8 +80,7 @@ class Network:
         run(
             ["ip", "-n", link, "-batch", "-"],
             # Snooping would drop neighbour solicitations until the bridge has learnt its multicast groups.
-            input=f"link add {BRIDGE} type bridge mcast_snooping 0 stp_state 0 forward_delay 0\n"
-            f"link set lo up\nlink set {BRIDGE} up\n",
+            input=f"link add {BRIDGE} type bridge mcast_snooping 0 stp_state 0 forward_delay 0\nlink set lo up\nlink set {BRIDGE} up\n",
         )
         for host, number in hosts.items():
             self._plug_in(host, self.addresses(number), link)
@@ -94,9 +93,7 @@ class Network:
         cable = host[:15]
         run(
             ["ip", "-n", link, "-batch", "-"],
-            input=f"link add {cable} type veth peer name {HOST_INTERFACE} "
-            f"address {addresses.mac} netns {namespace}\n"
-            f"link set {cable} master {BRIDGE} up\n",
+            input=f"link add {cable} type veth peer name {HOST_INTERFACE} address {addresses.mac} netns {namespace}\nlink set {cable} master {BRIDGE} up\n",
         )
         run(
             ["ip", "-n", namespace, "-batch", "-"],

@@ -119,6 +119,7 @@ _REGISTRY = (
 )
 
 _LINUX_QUESTIONS = r"""#snapshot
+systemctl is-system-running --wait > /dev/null 2>&1
 part() { printf '\n@@ %s\n' "$1"; }
 part services; systemctl list-units --no-legend --plain --full --no-pager
 part nft; nft -s list ruleset
@@ -135,6 +136,7 @@ part end
 """
 
 _WINDOWS_QUESTIONS = r"""#snapshot
+systemctl is-system-running --wait > /dev/null 2>&1
 part() { printf '\n@@ %s\n' "$1"; }
 ask() { python3 -c '#snapshot
 import socket, sys
@@ -225,10 +227,7 @@ def take(target: Target, settle: float = 8.0) -> Snapshot:
 def _look(target: Target) -> dict[str, dict[str, str]]:
     """Everything but the files."""
     windows = target.kind == "windows"
-    if windows:
-        script = _WINDOWS_QUESTIONS.replace("@REGISTRY@", "|".join(_REGISTRY))
-    else:
-        script = _LINUX_QUESTIONS
+    script = _WINDOWS_QUESTIONS.replace("@REGISTRY@", "|".join(_REGISTRY)) if windows else _LINUX_QUESTIONS
     parts: dict[str, list[str]] = {}
     for line in target.exec(["sh", "-c", script], check=False).stdout.splitlines():
         if line.startswith("@@ "):

@@ -6,7 +6,7 @@ The disk (a size-limited tmpfs, and the overlay on it) is mounted in mounts of t
 the process, the kernel then unmounts the disk and ends the container: nothing can be left mounted.
 
 Signals: TERM ends the target; USR1 cuts its power and starts it again with the same disk; USR2 does that with a
-fresh disk. A reboot from inside keeps the disk.
+fresh disk. A reboot from inside keeps the disk; switched off from inside, it waits for one of the signals.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Supervisor:
             signal.signal(number, lambda *_: None)  # its number arrives through the wake-up pipe
 
     def run(self) -> None:
-        """Until TERM, or until the target switches itself off."""
+        """Until TERM."""
         join_cgroups(self.target.lab.name, self.target.name)
         own_mounts()
         Path(NSPAWN_NOTES).mkdir(parents=True, exist_ok=True)
@@ -54,6 +54,8 @@ class Supervisor:
         Process.find(os.getpid()).remember(self.target.folder / "supervisor.pid")
         while True:
             event = self.one_boot()
+            if event == 0:  # switched off from inside: stays so until it is given power again
+                event = os.read(self.wake, 1)[0]
             self.target.lab.network.flush_filters(self.target.name)
             if event == signal.SIGUSR2:
                 unmount(self.root)
@@ -83,6 +85,7 @@ class Supervisor:
                     *("setpriv", "--pdeathsig", "KILL", "--"),
                     *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--link-journal=no"),
                     *("--resolv-conf=off", "--timezone=off", "--capability=CAP_NET_ADMIN,CAP_NET_RAW"),
+                    *target.container_options,
                     f"--directory={self.root}",
                     f"--machine={target.lab.name}-{target.name}",
                     f"--hostname={target.name}",

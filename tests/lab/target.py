@@ -36,6 +36,8 @@ class Target(ABC):
     user: str
     port: int
     accounts: tuple[str, ...]
+    container_options: tuple[str, ...] = ()
+    """What its container needs beyond nspawn's defaults."""
     disk = "1536m"
     """How much a target may write; small enough that a test can fill it."""
 
@@ -133,6 +135,8 @@ class Target(ABC):
             wait_for(f"{self.name} to answer on port {self.port}", up, timeout, first=0.02)
         except LabError as error:
             raise LabError(f"{error} (see {self.folder}/console.log)") from None
+        # Before it has finished booting, accounts other than root may not log in.
+        self.exec(["systemctl", "is-system-running", "--wait"], check=False)
 
     def reboot(self, timeout: float = 60) -> None:
         """Have its own system restart it; returns when it answers again."""

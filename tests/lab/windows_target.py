@@ -21,6 +21,8 @@ class WindowsTarget(Target):
     user = "Administrator"
     port = 445
     accounts = ("Administrator", "operator", "reader")
+    # To notice which programs run: see inuse.py in its files.
+    container_options = ("--system-call-filter=fanotify_init fanotify_mark",)
     environment: ClassVar[Mapping[str, str]] = dict(
         line.split("=", 1) for line in (HERE / "files/windows/etc/sojourn-lab/environment").read_text().splitlines()
     )

@@ -17,6 +17,7 @@ for unit in nftables ufw firewalld; do
     systemctl disable "$unit.service"
 done
 systemctl enable ssh.service
+ufw allow 22/tcp  # stored for when it is switched on
 
 # What a container of minutes doesn't need, and what would change the target behind a test's back.
 systemctl disable apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer fstrim.timer dpkg-db-backup.timer || true

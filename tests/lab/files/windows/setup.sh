@@ -24,7 +24,7 @@ wine reg add 'HKLM\Software\Microsoft\Windows\CurrentVersion\Policies\System' /v
 wineserver --wait
 for folder in system32 syswow64; do
     if [ -d "/srv/windows/drive_c/windows/$folder" ]; then
-        cp -f /opt/sojourn-lab/bin/netsh.exe "/srv/windows/drive_c/windows/$folder/netsh.exe"
+        cp -f /opt/sojourn-lab/bin/netsh.exe /opt/sojourn-lab/bin/shutdown.exe "/srv/windows/drive_c/windows/$folder/"
     fi
 done
 

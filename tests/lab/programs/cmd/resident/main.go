@@ -6,7 +6,7 @@
 // It listens on the target's loopback only. One request a connection, one line each:
 //
 //	pipe NAME          then "ok", then the bytes of \\.\pipe\NAME in both directions
-//	pipes              JSON: the names of the pipes that are open for connections
+//	exists NAME        "yes" or "no": whether there is a pipe of that name
 //	services           JSON: every service by its name: state, start type, path, account
 //	registry P|Q ...   JSON: every value below HKLM\P and HKLM\Q
 package main
@@ -70,8 +70,9 @@ func serve(client net.Conn) {
 	case "pipe":
 		forward(client, reader, rest)
 		return
-	case "pipes":
-		answer, err = pipes()
+	case "exists":
+		fmt.Fprintln(client, exists(rest))
+		return
 	case "services":
 		answer, err = services()
 	case "registry":
@@ -134,24 +135,19 @@ func waitForPipe(name string, limit time.Duration) error {
 	}
 }
 
-func pipes() ([]string, error) {
-	pattern, err := windows.UTF16PtrFromString(`\\.\pipe\*`)
+var waitNamedPipe = windows.NewLazySystemDLL("kernel32.dll").NewProc("WaitNamedPipeW")
+
+// exists looks for a pipe without taking one of its instances. (Wine can't list \\.\pipe\, Windows can.)
+func exists(name string) string {
+	path, err := windows.UTF16PtrFromString(`\\.\pipe\` + name)
 	if err != nil {
-		return nil, err
+		return "no"
 	}
-	var data windows.Win32finddata
-	search, err := windows.FindFirstFile(pattern, &data)
-	if err != nil {
-		return nil, err
+	found, _, err := waitNamedPipe.Call(uintptr(unsafe.Pointer(path)), 1)
+	if found != 0 || err == windows.ERROR_SEM_TIMEOUT {
+		return "yes"
 	}
-	defer windows.FindClose(search)
-	names := []string{}
-	for {
-		names = append(names, windows.UTF16ToString(data.FileName[:]))
-		if err := windows.FindNextFile(search, &data); err != nil {
-			return names, nil
-		}
-	}
+	return "no"
 }
 
 func services() (map[string]string, error) {

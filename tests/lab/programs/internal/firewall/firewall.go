@@ -5,23 +5,19 @@
 package firewall
 
 import (
-	"bufio"
-	"encoding/json"
 	"fmt"
-	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/registry"
+
+	"sojourn.lab/programs/internal/host"
 )
 
 const (
 	store   = `SYSTEM\CurrentControlSet\Services\SharedAccess\Parameters\FirewallPolicy\FirewallRules`
-	helper  = "127.0.0.1:47001"
 	version = "v2.30"
 )
 
@@ -235,25 +231,12 @@ func lock() (func(), error) {
 
 // apply has the packet filter take these rules and no others.
 func apply(rules []Rule) error {
-	wire, err := net.DialTimeout("tcp", helper, 5*time.Second)
-	if err != nil {
-		return err
-	}
-	defer wire.Close()
-	wire.SetDeadline(time.Now().Add(20 * time.Second))
 	if rules == nil {
 		rules = []Rule{}
 	}
-	if err := json.NewEncoder(wire).Encode(rules); err != nil {
-		return err
+	answer, err := host.Ask(map[string]any{"firewall": rules})
+	if err == nil && answer != "ok" {
+		err = fmt.Errorf("the packet filter refused: %s", answer)
 	}
-	answer, err := bufio.NewReader(wire).ReadString('\n')
-	if err != nil {
-		return err
-	}
-	if answer = strings.TrimSpace(answer); answer != "ok" {
-		fmt.Fprintln(os.Stderr, answer)
-		return fmt.Errorf("the packet filter refused: %s", answer)
-	}
-	return nil
+	return err
 }
