@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log"
 	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"time"
@@ -70,7 +71,7 @@ func Start(c *config.Config, folder, serviceKind, version string) (*Agent, error
 	})
 	a.server = a.deployment.Server()
 	go func() {
-		if err := a.server.Serve(tls.NewListener(listener, id.Server(c.Fingerprint()))); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := a.server.Serve(tls.NewListener(listener, id.Server(c.Fingerprint()))); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Printf("serving ended: %v", err)
 		}
 	}()
