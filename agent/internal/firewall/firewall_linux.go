@@ -207,7 +207,8 @@ func missing(firewall, family, tool string) error {
 	return catalogue.New("SD-602", "firewall", firewall, "family", shown, "tool", tool)
 }
 
-const toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// toolPath is where tools are looked for; tests narrow it.
+var toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // findTool gives the path of a tool, or "". The agent's own PATH may lack the sbin folders.
 func findTool(name string) string {

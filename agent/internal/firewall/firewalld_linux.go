@@ -3,13 +3,16 @@
 //
 // Rich rules have no name and no comment. What names ours is the prefix of the log entry that each carries: it is seen where
 // the rules are listed, it needs no state beside the rule, and it can be found again by who knows nothing but the run.
-// The entry itself is of level debug and limited to one a day.
+// The entry itself is of level debug and limited to two a day, the least that firewalld takes.
 
 package firewall
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,13 +23,21 @@ type firewalld struct{ tool string }
 // findFirewalld gives firewalld where it runs, else nil.
 func findFirewalld() filter {
 	tool := findTool("firewall-cmd")
-	if tool == "" {
-		return nil
-	}
-	if _, err := runTool(tool, "--state"); err != nil {
+	if tool == "" || !processRuns("firewalld") { // asking firewall-cmd --state takes a Python start each time
 		return nil
 	}
 	return &firewalld{tool}
+}
+
+// processRuns tells whether a process of this name runs.
+func processRuns(name string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, file := range files {
+		if raw, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(raw)) == name {
+			return true
+		}
+	}
+	return false
 }
 
 func (f *firewalld) kind() string { return KindFirewall }
@@ -50,27 +61,43 @@ func (f *firewalld) open(rule Rule) (rules []Rule, changed bool, err error) {
 		return nil, false, err
 	}
 	var made []string
+	undo := func() {
+		for _, zone := range made {
+			_ = f.remove(rule, zone, richRule(rule))
+		}
+	}
 	for _, zone := range zones {
 		i := slices.IndexFunc(there, func(z zonedRule) bool { return z.zone == zone && same(z.Rule, rule) })
 		if i >= 0 {
 			rules = append(rules, there[i].Rule)
 			continue
 		}
-		if _, err := runTool(f.tool, "--zone="+zone, "--add-rich-rule="+richRule(rule)); err != nil {
-			for _, zone := range made {
-				_, _ = runTool(f.tool, "--zone="+zone, "--remove-rich-rule="+richRule(rule))
-			}
-			return nil, false, err
-		}
 		made = append(made, zone)
 		rules = append(rules, rule)
-		if rule.Run() == "" { // kept: also after the next reload and boot
-			if _, err := runTool(f.tool, "--permanent", "--zone="+zone, "--add-rich-rule="+richRule(rule)); err != nil {
-				return nil, false, err
-			}
+		if err := f.add(rule, zone); err != nil {
+			undo()
+			return nil, false, err
 		}
 	}
 	return unique(rules), len(made) > 0, nil
+}
+
+// add adds the rule to a zone; a kept one also to the permanent configuration, for the next reload and boot.
+func (f *firewalld) add(rule Rule, zone string) error {
+	_, err := runTool(f.tool, "--zone="+zone, "--add-rich-rule="+richRule(rule))
+	if err == nil && rule.Run() == "" {
+		_, err = runTool(f.tool, "--permanent", "--zone="+zone, "--add-rich-rule="+richRule(rule))
+	}
+	return err
+}
+
+func (f *firewalld) remove(rule Rule, zone, text string) error {
+	_, err := runTool(f.tool, "--zone="+zone, "--remove-rich-rule="+text)
+	if rule.Run() == "" {
+		_, err2 := runTool(f.tool, "--permanent", "--zone="+zone, "--remove-rich-rule="+text)
+		err = errors.Join(err, err2)
+	}
+	return err
 }
 
 // mark is the log prefix: the rule's name without what the rule says itself, as iptables takes 29 characters at most.
@@ -94,7 +121,7 @@ func richRule(rule Rule) string {
 		text += ` source address="` + rule.Source + `"`
 	}
 	return text + ` port port="` + strconv.Itoa(rule.Port) + `" protocol="` + rule.Protocol + `"` +
-		` log prefix="` + mark(rule.Name) + `" level="debug" limit value="1/d" accept`
+		` log prefix="` + mark(rule.Name) + `" level="debug" limit value="2/d" accept`
 }
 
 // parseRich reads a rule of ours back.
@@ -265,13 +292,8 @@ func (f *firewalld) close(rule Rule) error {
 		if !same(z.Rule, rule) {
 			continue
 		}
-		if _, err := runTool(f.tool, "--zone="+z.zone, "--remove-rich-rule="+z.text); err != nil {
+		if err := f.remove(rule, z.zone, z.text); err != nil {
 			return err
-		}
-		if rule.Run() == "" {
-			if _, err := runTool(f.tool, "--permanent", "--zone="+z.zone, "--remove-rich-rule="+z.text); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -286,7 +286,7 @@ func (c nftChain) parse(line string) (rule Rule, handle string, ok bool) {
 				rule.Family = map[string]string{"ip": IPv4, "ip6": IPv6}[words[i-1]]
 			}
 		case "nfproto":
-			rule.Family = next
+			rule.Family = map[string]string{"ipv4": IPv4, "2": IPv4, "ipv6": IPv6, "10": IPv6}[next] // numbers, as -nn asks for
 		case "dport":
 			rule.Port, _ = strconv.Atoi(next)
 			if i > 0 {
