@@ -3,12 +3,18 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"sojourn.example/agent/internal/service"
 )
 
 // version is the collection's, put in by the linker.
 var version = "0.0.0"
+
+const (
+	gcPercent   = 40
+	memoryLimit = 64 << 20 // beyond it the collector works harder; it is no hard bound
+)
 
 func main() {
 	command := ""
@@ -17,6 +23,9 @@ func main() {
 	}
 	switch command {
 	case "serve":
+		// A guest on the target: little memory goes before speed in the garbage collector. What is fast here is streamed.
+		debug.SetGCPercent(gcPercent)
+		debug.SetMemoryLimit(memoryLimit)
 		os.Exit(service.Serve(version, os.Args[2:]))
 	case "launch":
 		os.Exit(service.Launch(os.Stdin, os.Stdout))
