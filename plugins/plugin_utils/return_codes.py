@@ -74,7 +74,7 @@ TABLES: dict[str, Table] = {
     },
     # HP Smart Components; the two families disagree, and 0 is a failure on Windows (HP SUM user guide, return codes).
     'hp_windows': {
-        0: Outcome(FAILED, "the component failed to install, see the installer's log"),
+        0: Outcome(FAILED, "the component failed to install"),
         1: _SUCCESS,
         2: _REBOOT,
         3: Outcome(NOT_APPLICABLE, 'not needed: the software is current, or there is no hardware for it'),
@@ -83,7 +83,7 @@ TABLES: dict[str, Table] = {
         0: _SUCCESS,
         1: _REBOOT,
         2: Outcome(NOT_APPLICABLE, 'not needed: the software is current, or there is no hardware for it'),
-        3: Outcome(FAILED, "the component failed to install, see the installer's log"),
+        3: Outcome(FAILED, "the component failed to install"),
     },
     # The same for components that update several devices at once.
     'hp_linux_devices': {
