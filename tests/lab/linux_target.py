@@ -10,6 +10,7 @@ from .commands import run
 from .errors import LabError
 from .rootfs import RootFileSystem, linux
 from .target import Target
+from .waiting import wait_for
 
 FIREWALLS = ("nftables", "iptables", "iptables-legacy", "ufw", "firewalld", "none")
 _UNITS = {
@@ -72,3 +73,13 @@ class LinuxTarget(Target):
 
     def answers(self) -> bool:
         return self.greeting(22).startswith(b"SSH-")
+
+    def wait_until_up(self, timeout: float = 60) -> None:
+        super().wait_until_up(timeout)
+        if self.lab.settings["firewall"] == "firewalld":
+            # It is "started" for systemd once it is on the bus, some tenths of a second before its rules are there.
+            wait_for(
+                "firewalld to have loaded its rules",
+                lambda: self.exec(["firewall-cmd", "--state"], check=False).returncode == 0,
+                timeout,
+            )

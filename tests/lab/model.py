@@ -19,8 +19,8 @@ from . import cache, machine, rootfs
 from .commands import tool_environment
 from .errors import LabError
 from .linux_target import FIREWALLS, LinuxTarget
-from .network import FIRST_TARGET, FIXED_HOSTS, PREFIX, Network, every_namespace
-from .processes import Process, ancestors, cgroups, in_networks, remove_cgroups
+from .network import FIRST_TARGET, FIXED_HOSTS, Network, every_namespace
+from .processes import Process, ancestors, cgroups, in_networks, remove_cgroups, with_arguments
 from .programs import windows_programs
 from .snapshot import Snapshot, take
 from .target import Target
@@ -123,8 +123,11 @@ class Lab:
         """Take everything of it away, from whatever state it is in."""
         spared = ancestors()
         supervisors = [process for path in (self.folder / "targets").glob("*/supervisor.pid") if (process := Process.remembered(path))]
+        # One that was started a moment ago has not noted itself yet.
+        supervisors += [p for p in with_arguments("-m", "tests.lab.supervisor", self.name) if p not in supervisors]
         for process in supervisors:
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
         for process in supervisors:
             process.end()
         for process in in_networks(self.network.existing()):
@@ -134,8 +137,9 @@ class Lab:
         with cache.lock(machine.lock_file()):
             self.network.down()
         shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            STATE.rmdir()  # only when it was the last lab
+        for path in (STATE, Path(rootfs.NSPAWN_NOTES), Path(rootfs.NSPAWN_NOTES).parent):
+            with contextlib.suppress(OSError):
+                path.rmdir()  # only when it is empty: this was the last lab
         for cached in ("settings", "credentials", "targets"):
             self.__dict__.pop(cached, None)
 
@@ -177,15 +181,12 @@ def leftovers() -> list[str]:
     """What labs left on this machine: nothing, once each has been taken down. The cache doesn't count."""
     found = [f"network namespace {name}" for name in every_namespace()]
     found += [f"process {p.pid} in a lab's network: {p.command}" for p in in_networks(every_namespace())]
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"tests.lab.supervisor" in words or any(word.startswith(b"--network-namespace-path=/run/netns/sj-") for word in words):
-                    found.append(f"process {entry.name}: {b' '.join(words).decode(errors='replace')[:160]}")
+    found += [f"supervisor {p.pid}: {p.command}" for p in with_arguments("-m", "tests.lab.supervisor")]
     with open("/proc/self/mountinfo") as table:
-        found += [f"mount {line.split()[4]}" for line in table if str(STATE) in line or "/sojourn-lab/" in line]
-    found += [f"interface {path.name}" for path in Path("/sys/class/net").iterdir() if path.name in ("br0",) or path.name.startswith(PREFIX)]
+        places = [line.split()[4] for line in table]
+    found += [f"mount {place}" for place in places if place.startswith((f"{STATE}/", str(cache.folder())))]
+    interfaces = [path.name for path in Path("/sys/class/net").iterdir()]
+    found += [f"interface {name}" for name in interfaces if re.fullmatch(r"(linux|windows)\d+|controller|stranger", name)]
     found += [f"control group {path}" for path in cgroups() if path.exists()]
-    found += [f"folder {path}" for path in (STATE,) if path.exists()]
+    found += [f"folder {STATE}"] if STATE.exists() else []
     return found

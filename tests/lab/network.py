@@ -6,6 +6,7 @@ cable (veth) is made there with its other end put straight into the host's names
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -108,6 +109,12 @@ class Network:
             run(["ip", "netns", "del", namespace], check=False)
             # A namespace whose bind mount is gone, but whose file stayed, is left by a crash in between.
             (NETNS / namespace).unlink(missing_ok=True)
+
+        if NETNS.is_dir() and not os.listdir(NETNS):
+            # `ip netns add` mounts this folder onto itself; without it the machine is as it was before.
+            run(["umount", NETNS], check=False)
+            with contextlib.suppress(OSError):
+                NETNS.rmdir()
 
     def existing(self) -> list[str]:
         """This lab's namespaces that are there now."""

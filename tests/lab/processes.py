@@ -102,6 +102,18 @@ def in_networks(names: list[str]) -> list[Process]:
     return found
 
 
+def with_arguments(*words: str) -> list[Process]:
+    """Every process with these words side by side in its command line."""
+    wanted = b"\0" + b"\0".join(word.encode() for word in words) + b"\0"
+    found = []
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if wanted in (entry / "cmdline").read_bytes() and (process := Process.find(int(entry.name))):
+                    found.append(process)
+    return found
+
+
 def cgroup_roots() -> list[Path]:
     """The hierarchies that systemd in a container uses: version 2, and beside it `name=systemd` on older set-ups."""
     roots = []

@@ -123,8 +123,8 @@ systemctl is-system-running --wait > /dev/null 2>&1
 part() { printf '\n@@ %s\n' "$1"; }
 part services; systemctl list-units --no-legend --plain --full --no-pager
 part nft; nft -s list ruleset
-part legacy4; [ -s /proc/net/ip_tables_names ] && iptables-legacy-save
-part legacy6; [ -s /proc/net/ip6_tables_names ] && ip6tables-legacy-save
+part legacy4; grep -q . /proc/net/ip_tables_names 2> /dev/null && iptables-legacy-save
+part legacy6; grep -q . /proc/net/ip6_tables_names 2> /dev/null && ip6tables-legacy-save
 part ports; ss -Hlntuw
 part ssh; ss -Hnt state established state close-wait '( sport = :22 )'
 part logins; loginctl list-sessions --no-legend --no-pager

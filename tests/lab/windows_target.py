@@ -41,3 +41,12 @@ class WindowsTarget(Target):
     def answers(self) -> bool:
         # smbd is started only after the bridge has reached Wine's services.exe: see sojourn-lab-windows.service.
         return self.can_connect()
+
+    def pretend_version(self, version: str) -> None:
+        """Have the SMB server tell another Windows version, such as 5.1.2600, when someone logs on; until `reset`.
+
+        Windows behind it stays what it is.
+        """
+        self.exec(["python3", "/opt/sojourn-lab/ntlm_version.py", version])
+        self.exec(["systemctl", "restart", "smbd.service"])
+        self.wait_until_up()

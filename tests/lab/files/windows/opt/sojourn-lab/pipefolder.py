@@ -15,7 +15,7 @@ import stat
 import struct
 from pathlib import Path
 
-from pipes import Pipes
+from named_pipes import Pipes
 
 DEVICE = "/dev/fuse"
 ROOT = 1

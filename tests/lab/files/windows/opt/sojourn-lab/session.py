@@ -20,8 +20,8 @@ from pathlib import Path
 
 import firewall
 from inuse import InUse
+from named_pipes import Pipes
 from pipefolder import PipeFolder
-from pipes import Pipes
 
 # Debian's `wine` is the 32-bit loader, which would keep a start.exe waiting beside every 64-bit program.
 WINE = "/usr/lib/wine/wine64"

@@ -1,0 +1,478 @@
+"""Does the lab hold what its README promises? Needs root and some minutes; its labs' names begin with `self`."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, LabError, compare, machine
+from tests.lab.fixtures import fixtures
+from tests.lab.inventory import inventory
+from tests.lab.linux_target import FIREWALLS, LinuxTarget
+from tests.lab.model import leftovers
+from tests.lab.namespaces import connect, inside
+from tests.lab.snapshot import PACKAGE_MANAGERS
+from tests.lab.waiting import wait_for, wait_for_exit
+from tests.lab.windows_target import WindowsTarget
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(bool(machine.problems()), reason=f"can't run the lab: {'; '.join(machine.problems())}"),
+]
+
+FAMILIES = ("ipv6", "ipv4", "link-local")
+C = "/srv/windows/drive_c"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    found = Lab("selfcheck")
+    found.down()
+    yield found.up(linux=1, windows=1)
+    found.down()
+
+
+@pytest.fixture
+def linux(lab: Lab) -> Iterator[LinuxTarget]:
+    yield lab.target("linux1")
+
+
+@pytest.fixture
+def windows(lab: Lab) -> Iterator[WindowsTarget]:
+    yield lab.target("windows1")
+
+
+@pytest.fixture
+def unchanged(lab: Lab) -> Iterator[Callable[..., list[str]]]:
+    """What has changed on a target since the test began."""
+    before = {name: lab.snapshot(name) for name in lab.targets}
+
+    def changes(name: str, *expected: str) -> list[str]:
+        return [str(difference) for difference in compare(before[name], lab.snapshot(name), expected)]
+
+    yield changes
+
+
+def mine(lines: list[str]) -> list[str]:
+    """Of what leftovers() lists, what is not another lab's that runs on this machine at the same time."""
+    return [line for line in lines if "self" in line]
+
+
+# The lab as a whole
+
+
+def test_inventory_says_what_a_user_would_write_and_no_more(lab: Lab) -> None:
+    text = inventory(lab)
+    for name, target in lab.targets.items():
+        assert f"        {name}:\n          ansible_connection: " in text
+        assert set(target.host_vars("ipv6")) == {"ansible_connection", "ansible_host", "ansible_user", "ansible_password"}
+    assert lab.target("linux1").addresses.ipv4 in inventory(lab, "ipv4")
+    assert "%eth0" in inventory(lab, "link-local")
+
+
+def test_secrets_are_for_their_owner_and_in_no_command_line(lab: Lab) -> None:
+    assert (lab.folder / "credentials.json").stat().st_mode & 0o077 == 0
+    passwords = [word for accounts in lab.credentials.values() for word in accounts.values()]
+    assert len(set(passwords)) == len(passwords)
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            said = command.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        assert not any(password in said for password in passwords)
+
+
+def test_two_labs_at_once_do_not_meet(lab: Lab) -> None:
+    other = Lab("selfother").up(linux=1, windows=0)
+    try:
+        address = other.target("linux1").addresses.ula
+        with pytest.raises(OSError):
+            connect(lab.network.namespace("controller"), address, 22, timeout=0.5)
+        other.down()
+        assert lab.target("linux1").answers()
+    finally:
+        other.down()
+    assert not mine([line for line in leftovers() if "selfother" in line])
+
+
+def test_down_clears_whatever_was_left_by_a_crash() -> None:
+    broken = Lab("selfbroken").up(linux=1, windows=1)
+    try:
+        windows = broken.target("windows1").supervisor
+        windows.end(signal.SIGKILL)
+        (broken.folder / "lab.json").unlink()
+    finally:
+        Lab("selfbroken").down()
+    assert not [line for line in leftovers() if "selfbroken" in line]
+    assert not windows.alive
+
+
+def test_a_lab_is_not_brought_up_twice(lab: Lab) -> None:
+    with pytest.raises(LabError, match="there already"):
+        Lab(lab.name).up()
+
+
+# The nothing-left check
+
+
+def test_idle_targets_do_not_change_in_a_minute(lab: Lab, unchanged: Callable[..., list[str]]) -> None:
+    time.sleep(60)  # the passing of time is what is tested
+    assert [change for name in lab.targets for change in unchanged(name)] == []
+
+
+def test_snapshot_takes_less_than_two_seconds(lab: Lab) -> None:
+    for name in lab.targets:
+        began = time.monotonic()
+        lab.snapshot(name)
+        assert time.monotonic() - began < 2
+
+
+def test_a_login_leaves_nothing(lab: Lab, linux: LinuxTarget, unchanged: Callable[..., list[str]]) -> None:
+    paramiko = pytest.importorskip("paramiko")
+    for user in linux.accounts:
+        for _ in range(2):
+            client = paramiko.SSHClient()
+            client.load_host_keys(str(lab.known_hosts))
+            wire = connect(lab.network.namespace("controller"), linux.addresses.ula, 22)
+            client.connect(linux.addresses.ula, username=user, password=linux.password(user), sock=wire, look_for_keys=False, allow_agent=False)
+            assert client.exec_command("id -un")[1].read().decode().strip() == user
+            client.close()
+    assert unchanged("linux1") == []
+
+
+def test_what_is_left_on_linux_is_seen(linux: LinuxTarget, unchanged: Callable[..., list[str]]) -> None:
+    linux.exec(["sh", "-c", "echo x > /var/tmp/left; echo x > /tmp/left; rm /etc/issue; chmod 700 /etc/profile"])
+    linux.exec(["systemd-run", "--quiet", "--unit=left", "sleep", "600"])
+    linux.exec(["systemd-run", "--quiet", "--unit=listens", "python3", "-m", "http.server", "8080"])
+    linux.exec(["nft", "add", "rule", "inet", "filter", "input", "tcp", "dport", "9", "accept"])
+    linux.exec(["ip6tables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "10", "-j", "ACCEPT"])
+    try:
+        wait_for("the server to listen", lambda: "8080" in linux.exec(["ss", "-Hltn"]).stdout, 5)
+        left = "\n".join(unchanged("linux1"))
+    finally:
+        linux.reset()
+    for expected in (
+        r"files: /var/tmp/left: left behind",
+        r"files: /tmp/left: left behind",
+        r"files: /etc/issue: left behind \(absent\)",
+        r"files: /etc/profile",
+        r"services: left.service: left behind",
+        r"processes: root: .*sleep 600: left behind",
+        r"listening ports: tcp 0.0.0.0:8080",
+        r"firewall rules: table inet filter / chain input / tcp dport 9 accept: left behind",
+        r"firewall rules: legacy6 .*--dport 10 .*: left behind",
+    ):
+        assert re.search(expected, left), f"{expected} not in:\n{left}"
+
+
+def test_what_is_left_on_windows_is_seen(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    put(windows, "exe", "left.exe")
+    script = (
+        r"wine sc create left binPath= 'C:\left.exe --service --listen 9001' && wine sc start left && "
+        "wine netsh advfirewall firewall add rule name=left dir=in action=allow protocol=TCP localport=9001"
+    )
+    windows.exec(["sh", "-c", script])
+    wait_for("the service to listen", lambda: "9001" in windows.exec(["ss", "-Hltn"]).stdout, 10)
+    left = "\n".join(unchanged("windows1"))
+    windows.reset()
+    for expected in (
+        r"files: /srv/windows/drive_c/left.exe: left behind",
+        r"services: left: left behind \(running, manual, C:\\left.exe",
+        r"registry: SYSTEM\\CurrentControlSet\\Services\\left",
+        r"processes: root: C:\\left.exe --listen 9001",
+        r"listening ports: tcp .*:9001",
+        r"firewall rules: .*chain stored / tcp dport 9001 .*: left behind",
+    ):
+        assert re.search(expected, left), f"{expected} not in:\n{left}"
+
+
+# Linux
+
+
+@pytest.mark.parametrize("firewall", FIREWALLS)
+def test_firewall_lets_ssh_in_and_nothing_else(firewall: str) -> None:
+    lab = Lab("selffirewall").up(linux=1, windows=0, firewall=firewall)
+    try:
+        target = lab.target("linux1")
+        program = "import socket; s = socket.create_server(('::', 4444), family=socket.AF_INET6, dualstack_ipv6=True); s.accept(); s.accept()"
+        target.exec(["systemd-run", "--quiet", "--unit=listens", "python3", "-c", program])
+        wait_for("the listener", lambda: "4444" in target.exec(["ss", "-Hltn"]).stdout, 5)
+        for family in FAMILIES:
+            assert target.can_connect(22, family)
+            assert target.can_connect(22, family, source="stranger")
+            if firewall != "none":
+                assert not target.can_connect(4444, family)
+        if firewall == "none":
+            assert target.can_connect(4444)
+    finally:
+        lab.down()
+
+
+def test_reboot_cut_and_reset(linux: LinuxTarget, windows: WindowsTarget) -> None:
+    for target in (linux, windows):
+        target.exec(["sh", "-c", "echo x > /var/left"])
+        boot = target.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout
+        target.reboot()
+        assert target.exec(["cat", "/proc/sys/kernel/random/boot_id"]).stdout != boot
+        target.cut()
+        target.exec(["test", "-e", "/var/left"])
+        target.reset()
+        assert target.exec(["test", "-e", "/var/left"], check=False).returncode == 1
+        assert target.answers()
+
+
+def test_disk_can_be_filled(linux: LinuxTarget) -> None:
+    done = linux.exec(["dd", "if=/dev/zero", "of=/var/full", "bs=1M", "count=4000"], check=False)
+    linux.exec(["rm", "-f", "/var/full"])
+    assert done.returncode and "No space left" in done.stderr
+
+
+def test_linux_packages(linux: LinuxTarget, unchanged: Callable[..., list[str]]) -> None:
+    for name, (install, remove) in {
+        "deb-1.0": (["dpkg", "-i"], ["dpkg", "--purge", "sojourn-demo"]),
+        "rpm-1.0": (["rpm", "-i"], ["rpm", "-e", "sojourn-demo"]),
+        "sh": (["sh"], ["rm", "-r", "/opt/sojourn-demo-sh"]),
+        "scexe": (["sh"], ["rm", "-r", "/opt/sojourn-demo-sh"]),
+    }.items():
+        path = f"/root/{fixtures()[name].name}"
+        linux.exec(["sh", "-c", f"cat > {path}"], input=fixtures()[name].read_bytes())
+        linux.exec([*install, path])
+        linux.exec(["sh", "-c", "ls /usr/share/sojourn-demo-deb /opt/sojourn-demo-* | grep version.txt"])
+        if name == "scexe":
+            assert [linux.exec(["sh", path, f"--exit={code}"], check=False).returncode for code in range(4)] == [0, 1, 2, 3]
+        linux.exec([*remove])
+        linux.exec(["rm", path])
+    assert unchanged("linux1", *PACKAGE_MANAGERS) == []
+
+
+# Windows
+
+
+def put(windows: WindowsTarget, fixture: str, name: str) -> None:
+    windows.exec(["sh", "-c", f"cat > '{C}/{name}'"], input=fixtures()[fixture].read_bytes())
+
+
+class Client:
+    """SMB as the project does it, from the controller's network."""
+
+    def __init__(self, lab: Lab, windows: WindowsTarget, user: str = "Administrator") -> None:
+        pytest.importorskip("pypsexec")
+        from smbprotocol.connection import Connection
+        from smbprotocol.session import Session
+
+        self.host, self.user, self.password = windows.addresses.ula, user, windows.password(user)
+        self.connection = Connection(uuid.uuid4(), self.host, 445)
+        inside(lab.network.namespace("controller"), self.connection.connect)
+        self.session = Session(self.connection, user, self.password)
+        self.session.connect()
+
+    def share(self, name: str):
+        from smbprotocol.tree import TreeConnect
+
+        tree = TreeConnect(self.session, rf"\\{self.host}\{name}")
+        tree.connect()
+        return tree
+
+    def open(self, tree, name: str, access: int, disposition: int, options: int = 0):
+        from smbprotocol.open import ImpersonationLevel, Open
+
+        file = Open(tree, name)
+        file.create(ImpersonationLevel.Impersonation, access, 0x80, 7, disposition, options)
+        return file
+
+    def service(self, name: str):
+        from pypsexec.scmr import Service
+
+        service = Service(name, self.session)
+        service.open()
+        return service
+
+    def close(self) -> None:
+        self.connection.disconnect(True)
+
+
+@pytest.fixture
+def client(lab: Lab, windows: WindowsTarget) -> Iterator[Client]:
+    found = Client(lab, windows)
+    yield found
+    found.close()
+
+
+READ_WRITE, DELETE = 0xC0000000, 0x00010000
+OPEN, CREATE = 1, 2
+DELETE_ON_CLOSE = 0x1000
+
+
+def delete(client: Client, tree, name: str) -> str:
+    """Delete a file; the name of the status when it can't be."""
+    from smbprotocol.exceptions import SMBResponseException
+
+    try:
+        client.open(tree, name, DELETE, OPEN, DELETE_ON_CLOSE).close()
+    except SMBResponseException as error:
+        return type(error).__name__
+    return ""
+
+
+def test_a_service_lives_and_goes(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    client = Client(lab, windows)
+    assert client.connection.dialect == 0x311
+    admin = client.share("ADMIN$")
+    file = client.open(admin, "demo.exe", READ_WRITE, CREATE)
+    data = fixtures()["exe"].read_bytes()
+    for offset in range(0, len(data), 1 << 20):
+        file.write(data[offset : offset + (1 << 20)], offset)
+    file.close()
+    service = client.service("demo")
+    service.create(r'"%SystemRoot%\demo.exe" --service --pipe sojourn-selfcheck')
+    service.start()
+
+    # What it serves on a pipe is reached over the same connection.
+    tree = client.share("IPC$")
+
+    def open_pipe() -> object:
+        from smbprotocol.exceptions import ObjectNameNotFound
+
+        try:
+            return client.open(tree, "sojourn-selfcheck", READ_WRITE, OPEN)
+        except ObjectNameNotFound:
+            return None
+
+    pipe = wait_for("the pipe", open_pipe, 10)
+    pipe.write(b"hello\n")
+    assert pipe.read(0, 100) == b"hello\n"
+    pipe.close()
+
+    assert wait_for("the file to be held", lambda: delete(client, admin, "demo.exe"), 2) == "AccessDenied"
+    service.stop()
+    service.delete()
+    service.close()
+    wait_for("the file to be free", lambda: delete(client, admin, "demo.exe") in ("", "ObjectNameNotFound"), 5)
+    client.close()
+    assert unchanged("windows1") == []
+
+
+@pytest.mark.parametrize(("user", "may_write"), [("operator", True), ("reader", False)])
+def test_who_is_no_administrator(lab: Lab, windows: WindowsTarget, user: str, may_write: bool) -> None:
+    from pypsexec.exceptions import SCMRException
+    from smbprotocol.exceptions import AccessDenied
+
+    client = Client(lab, windows, user)
+    with pytest.raises(SCMRException, match="ACCESS_DENIED"):
+        client.service("demo")
+    if may_write:
+        admin = client.share("ADMIN$")
+        client.open(admin, "written.txt", READ_WRITE, CREATE).close()
+        assert delete(client, admin, "written.txt") == ""
+    else:
+        with pytest.raises(AccessDenied):
+            client.share("ADMIN$")
+    client.close()
+
+
+def test_change_notify_tells_what_a_windows_program_wrote(client: Client, windows: WindowsTarget) -> None:
+    from smbprotocol.change_notify import CompletionFilter, FileSystemWatcher
+
+    windows.exec(["mkdir", f"{C}/windows/watched"])
+    folder = client.open(client.share("ADMIN$"), "watched", 0x81, OPEN, 1)
+    watcher = FileSystemWatcher(folder)
+    watcher.start(CompletionFilter.FILE_NOTIFY_CHANGE_FILE_NAME)
+    windows.exec(["wine", "cmd", "/c", r"echo x> C:\windows\watched\new.txt"])
+    assert [change["file_name"].get_value() for change in watcher.wait()] == ["new.txt"]
+    windows.exec(["rm", "-r", f"{C}/windows/watched"])
+
+
+def netsh(windows: WindowsTarget, *words: str) -> tuple[int, str]:
+    done = windows.exec(["wine", "netsh", "advfirewall", *words], check=False)
+    return done.returncode, done.stdout.replace("\r", "")
+
+
+def test_netsh_opens_one_port_for_one_address(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    put(windows, "exe", "listens.exe")
+    windows.exec(["sh", "-c", r"wine sc create listens binPath= 'C:\listens.exe --service --listen 62286' start= auto; wine sc start listens"])
+    wait_for("the service to listen", lambda: "62286" in windows.exec(["ss", "-Hltn"]).stdout, 10)
+    assert not any(windows.can_connect(62286, family) for family in FAMILIES)
+
+    controller = lab.network.addresses(2)
+    rule = ["name=one", "dir=in", "action=allow", "protocol=TCP", "localport=62286", f"remoteip={controller.ula},{controller.ipv4}"]
+    assert netsh(windows, "firewall", "add", "rule", *rule) == (0, "Ok.\n\n")
+    assert windows.can_connect(62286, "ipv6") and windows.can_connect(62286, "ipv4")
+    assert not windows.can_connect(62286, "link-local")
+    assert not any(windows.can_connect(62286, family, source="stranger") for family in FAMILIES)
+    code, shown = netsh(windows, "firewall", "show", "rule", "name=ONE")
+    assert code == 0 and f"{'RemoteIP:':38}{controller.ula}/128,{controller.ipv4}/32\n" in shown
+
+    windows.reboot()  # rules and services of automatic start outlive it
+    wait_for("the service to listen", lambda: windows.can_connect(62286), 10)
+    assert netsh(windows, "firewall", "delete", "rule", "name=one") == (0, "\nDeleted 1 rule(s).\nOk.\n\n")
+    assert not windows.can_connect(62286)
+    assert netsh(windows, "firewall", "delete", "rule", "name=one") == (1, "\nNo rules match the specified criteria.\n\n")
+    assert "ON" in netsh(windows, "show", "allprofiles", "state")[1]
+    windows.exec(["sh", "-c", f"wine sc stop listens; wine sc delete listens; rm {C}/listens.exe"])
+    wait_for("the service to end", lambda: "62286" not in windows.exec(["ss", "-Hltn"]).stdout, 10)
+    assert unchanged("windows1") == []
+
+
+def test_windows_packages(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    for name in ("nsis-1.0.0", "nsis-1.1.0", "msi-1.0.0", "exe"):
+        put(windows, name, fixtures()[name].name)
+    uninstall = r"HKLM\Software\Wow6432Node\Microsoft\Windows\CurrentVersion\Uninstall"
+    for version in ("1.0.0", "1.1.0"):
+        windows.exec(["wine", rf"C:\sojourn-demo-{version}-setup.exe", "/S"])
+        assert version in windows.exec(["wine", "reg", "query", rf"{uninstall}\SojournDemo", "/v", "DisplayVersion"]).stdout
+    windows.exec(["wine", "msiexec", "/i", r"C:\sojourn-demo-1.0.0.msi", "/qn"])
+    windows.exec(["wine", "msiexec", "/x", r"C:\sojourn-demo-1.0.0.msi", "/qn"])
+    windows.exec(["wine", r"C:\Program Files (x86)\Sojourn Demo\uninstall.exe", "/S"])
+    assert windows.exec(["wine", r"C:\sojourn-demo.exe", "--line", "héllo", "--exit", "7"], check=False).stdout == "héllo\n"
+    windows.exec(["sh", "-c", f"rm {C}/sojourn-demo*"])
+    assert unchanged("windows1", *PACKAGE_MANAGERS) == []
+
+
+def test_a_job_object_ends_its_tree(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    put(windows, "exe", "job.exe")
+    done = windows.exec(["wine", r"C:\job.exe", "--job", "3", "0.5"])
+    assert "with code 7" in done.stdout
+    windows.exec(["rm", f"{C}/job.exe"])
+    assert unchanged("windows1") == []
+
+
+def test_shutdown_restarts_switches_off_and_is_called_off(windows: WindowsTarget) -> None:
+    windows.exec(["wine", "shutdown", "/r", "/t", "600"])
+    assert windows.exec(["wine", "shutdown", "/r", "/t", "600"], check=False).returncode == 1190 & 255
+    windows.exec(["wine", "shutdown", "/a"])
+    assert windows.exec(["wine", "shutdown", "/a"], check=False).returncode == 1116 & 255
+    leader = windows.leader
+    windows.exec(["wine", "shutdown", "/r", "/t", "0"], check=False)
+    assert wait_for_exit(leader.pid, 20)
+    windows.wait_until_up()
+    leader = windows.leader
+    windows.exec(["wine", "shutdown", "/s", "/t", "0"], check=False)
+    assert wait_for_exit(leader.pid, 20)
+    windows.cut()
+    assert windows.answers()
+
+
+def test_it_can_tell_another_version(lab: Lab, windows: WindowsTarget) -> None:
+    pytest.importorskip("spnego")
+    from spnego._ntlm_raw.messages import Challenge
+
+    told = []
+    original = Challenge.__init__
+
+    def listen(self, *words, **options) -> None:
+        original(self, *words, **options)
+        told.append((self.version.major, self.version.minor, self.version.build))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Challenge, "__init__", listen)
+        Client(lab, windows).close()
+        windows.pretend_version("5.1.2600")
+        Client(lab, windows).close()
+    windows.reset()
+    assert told == [(10, 0, 19043), (5, 1, 2600)]
