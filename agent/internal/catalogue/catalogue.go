@@ -43,7 +43,8 @@ var entries = sync.OnceValue(func() map[string]entry {
 func New(code string, pairs ...string) *Error {
 	fields := make(map[string]string, len(pairs)/2)
 	for i := 0; i+1 < len(pairs); i += 2 {
-		fields[pairs[i]] = pairs[i+1]
+		// Windows ends its messages with a full stop, and the sentence has its own.
+		fields[pairs[i]] = strings.TrimRight(pairs[i+1], ". \r\n")
 	}
 	return &Error{Code: code, Fields: fields}
 }

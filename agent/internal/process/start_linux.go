@@ -35,7 +35,7 @@ func start(r *Request, _, handle string, files [3]*os.File) (child, error) {
 	directory := r.Directory
 	if directory == "" {
 		directory = who.Home
-		if _, err := os.Stat(directory); err != nil {
+		if account.Do(who, func() error { return mustBeDirectory(directory) }) != nil {
 			directory = "/" // as login(1) does
 		}
 	} else if err := account.Do(who, func() error { return mustBeDirectory(directory) }); err != nil {
@@ -84,7 +84,7 @@ func start(r *Request, _, handle string, files [3]*os.File) (child, error) {
 }
 
 func mustBeDirectory(path string) error {
-	info, err := os.Stat(path)
+	info, err := os.Stat(path + "/.") // the dot takes the right to enter, as chdir(2) does
 	if err != nil {
 		if p, ok := errors.AsType[*os.PathError](err); ok {
 			return p.Err

@@ -27,18 +27,14 @@ var (
 	setConsoleOutputCP       = kernel32.NewProc("SetConsoleOutputCP")
 	setConsoleCtrlHandler    = kernel32.NewProc("SetConsoleCtrlHandler")
 	generateConsoleCtrlEvent = kernel32.NewProc("GenerateConsoleCtrlEvent")
-	getConsoleWindow         = kernel32.NewProc("GetConsoleWindow")
-	showWindow               = windows.NewLazySystemDLL("user32.dll").NewProc("ShowWindow")
 )
 
 // console makes the one console that all programs share, on first need. Sharing it is what lets CTRL_BREAK reach them,
-// and it saves each program a conhost.exe of its own. False: there is none, and each program gets one without window.
+// and it saves each program a conhost.exe of its own. A service's console is in session 0, where nobody sees it.
+// False: there is none, and each program gets one without window.
 var console = sync.OnceValue(func() bool {
 	if ok, _, _ := allocConsole.Call(); ok == 0 {
 		return false
-	}
-	if window, _, _ := getConsoleWindow.Call(); window != 0 {
-		showWindow.Call(window, windows.SW_HIDE)
 	}
 	setConsoleCP.Call(codePageUTF8)
 	setConsoleOutputCP.Call(codePageUTF8)

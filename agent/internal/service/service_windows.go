@@ -43,6 +43,9 @@ const didNotStart = 1
 // Execute runs the service, as the service control manager asks.
 func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status chan<- svc.Status) (specific bool, code uint32) {
 	status <- svc.Status{State: svc.StartPending, WaitHint: 30000}
+	if err := own(h.folder); err != nil {
+		log.Printf("restricting the folder: %v", err)
+	}
 	c, err := config.Load(h.folder)
 	var a *agent.Agent
 	if err == nil {
@@ -87,6 +90,21 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 			return false, 0
 		}
 	}
+}
+
+// own gives the folder to LocalSystem and the administrators alone: elsewhere under the system's folder every user may read,
+// and what is staged here is not for them.
+func own(folder string) error {
+	descriptor, err := windows.SecurityDescriptorFromString("D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)")
+	if err != nil {
+		return err
+	}
+	list, _, err := descriptor.DACL()
+	if err != nil {
+		return err
+	}
+	return windows.SetNamedSecurityInfo(folder, windows.SE_FILE_OBJECT,
+		windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, list, nil)
 }
 
 // deleteService marks the service for deletion; it is gone once it has stopped and nobody holds it open.
