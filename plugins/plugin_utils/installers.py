@@ -137,14 +137,17 @@ def _rpm(request: Request) -> Command:
 def _deb(request: Request) -> Command:
     """apt-get where it is there, since dpkg leaves a package half installed when something that it needs is missing.
 
-    A package's changed configuration files are kept, as Ansible's own apt module does it.
+    A package's changed configuration files are kept, as Ansible's own apt module does it. Nor does apt keep what it fetched, nor its
+    index in a form of its own.
     """
     environment = {'DEBIAN_FRONTEND': 'noninteractive'}
     own = split_arguments(request.arguments)
     if not request.has_apt:
         return Command(arguments=('dpkg', '--force-confdef', '--force-confold', '-i', *own, request.path), environment=environment)
     flags = ['--reinstall'] * request.reinstall + ['--allow-downgrades'] * request.downgrade
-    options = ('Dpkg::Use-Pty=0', 'Dpkg::Options::=--force-confdef', 'Dpkg::Options::=--force-confold', f'DPkg::Lock::Timeout={request.busy_timeout}')
+    options = (
+        'Dpkg::Use-Pty=0', 'Dpkg::Options::=--force-confdef', 'Dpkg::Options::=--force-confold', f'DPkg::Lock::Timeout={request.busy_timeout}',
+        'APT::Keep-Downloaded-Packages=false', 'Dir::Cache::pkgcache=', 'Dir::Cache::srcpkgcache=')
     return Command(
         arguments=('apt-get', '-q', '-y', *(word for option in options for word in ('-o', option)), 'install', *flags, *own, request.path),
         environment=environment)

@@ -10,7 +10,10 @@ from typing import Any
 import yaml
 
 from tests.integration.conftest import Controller, error_lines, secrets_of
+from tests.lab.snapshot import PACKAGE_MANAGERS
 
+# What package managers keep of a package that came and went; apt makes this folder when it first runs.
+PACKAGES_LEAVE = (*PACKAGE_MANAGERS, "files: /var/lib/apt/lists/auxfiles")
 CALLBACKS = Path(__file__).parent / "callback_plugins"
 
 

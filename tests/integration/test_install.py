@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Controller
-from tests.integration.playing import install, play
+from tests.integration.playing import PACKAGES_LEAVE, install, play
 from tests.lab import Lab
 from tests.lab.fixtures import fixtures
-from tests.lab.snapshot import PACKAGE_MANAGERS
 from tests.lab.waiting import wait_for
 
 UNINSTALL_LINUX = """
@@ -50,7 +49,7 @@ def uninstalled(lab: Lab, nothing_left: None) -> Iterator[None]:
     windows.exec(["sh", "-c", UNINSTALL_WINDOWS])
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_every_kind_on_linux(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path, family: str) -> None:
     there = {"creates": "/opt/sojourn-demo-sh/version.txt"}
     remove = {"name": "remove", "ansible.builtin.raw": "rm -r /opt/sojourn-demo-sh"}
@@ -82,7 +81,7 @@ def test_every_kind_on_linux(controller: Controller, uninstalled: None, packages
     assert played["linux1", "look"]["rc"] != 0, "no package stays on the target: " + played["linux1", "look"]["stdout"]
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_every_kind_on_windows(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path, family: str, windows_target: Any) -> None:
     nsis = {"src": packages["nsis-1.0.0"], "arguments": "/S", "name": "Sojourn Demo", "version": "1.0.0"}
     creates = {"src": packages["zip-windows"], "entry": "setup.exe", "creates": "C:\\windows\\temp\\sojourn-demo.txt"}
@@ -112,7 +111,7 @@ def test_every_kind_on_windows(controller: Controller, uninstalled: None, packag
     assert played["windows1", "msi"]["log"]
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_versions(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path) -> None:
     old, new = packages["deb-1.0"], packages["deb-1.1"]
     played = play(
@@ -140,7 +139,7 @@ def test_versions(controller: Controller, uninstalled: None, packages: dict[str,
     }
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_versions_on_windows(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path) -> None:
     def nsis(name: str, version: str, **more: Any) -> dict[str, Any]:
         return install(name, src=packages[f"nsis-{version}"], arguments="/S", name="Sojourn Demo", version=version, **more)
@@ -167,7 +166,7 @@ def test_versions_on_windows(controller: Controller, uninstalled: None, packages
     }
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_check_mode_changes_nothing(controller: Controller, packages: dict[str, Path], tmp_path: Path) -> None:
     tasks = [
         install("deb", src=packages["deb-1.0"]) | {"when": "inventory_hostname == 'linux1'"},
@@ -183,7 +182,7 @@ def test_check_mode_changes_nothing(controller: Controller, packages: dict[str, 
     assert "+sojourn-demo 1.0" in played.output
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_return_codes_linux(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path) -> None:
     def scexe(code: int, **more: Any) -> dict[str, Any]:
         return install(f"scexe {code}", src=packages["scexe"], arguments=f"--exit={code}", **more)
@@ -220,7 +219,7 @@ def test_return_codes_linux(controller: Controller, uninstalled: None, packages:
     assert played["linux1", "not made"]["error"]["code"] == "SD-710"
 
 
-@pytest.mark.leaves(*PACKAGE_MANAGERS)
+@pytest.mark.leaves(*PACKAGES_LEAVE)
 def test_return_codes_windows(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path) -> None:
     def demo(code: int, **more: Any) -> dict[str, Any]:
         return install(f"exe {code}", src=packages["exe"], arguments=["--line", "grün", "--exit", str(code)], **more)
