@@ -503,9 +503,15 @@ class ServiceManager:
                 raise
 
     def status(self, handle: bytes) -> tuple[int, int, int]:
-        """(state, Win32 exit code, service's own exit code)."""
-        status = self._api.query_service_status(handle)
-        return status['current_state'].get_value(), status['win32_exit_code'].get_value(), status['service_specified_exit_code'].get_value()
+        """(state, Win32 exit code, service's own exit code).
+
+        RQueryServiceStatusEx ([MS-SCMR] 3.1.4.42) with SC_STATUS_PROCESS_INFO: pypsexec has only the older call, which Wine lacks.
+        """
+        answer = self._api._invoke('RQueryServiceStatusEx', 40, handle + struct.pack('<II', 0, 36))
+        self._api._parse_error(struct.unpack('<i', answer[-4:])[0], 'RQueryServiceStatusEx')
+        # The array's length, then SERVICE_STATUS_PROCESS (2.2.49): type, state, controls, exit code, own exit code, ...
+        unused_type, state, unused_controls, code, own_code = struct.unpack_from('<4xIIIII', answer)
+        return state, code, own_code
 
     def exists(self, name: str) -> bool:
         """Whether a service of this name is there, be it marked for delete."""

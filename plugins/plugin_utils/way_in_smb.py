@@ -111,8 +111,11 @@ class SmbWayIn(WayIn):
         return self.target.user or 'the owner of the Kerberos ticket'
 
     @contextlib.contextmanager
-    def _errors(self, step: str, refused: str = 'SD-401', **fields: t.Any) -> t.Iterator[None]:
-        """Turns the libraries' exceptions into the catalogue's; ``refused`` is the code where rights are missing."""
+    def _errors(self, step: str, refused: str = 'SD-401', removing: str | None = None, **fields: t.Any) -> t.Iterator[None]:
+        """Turns the libraries' exceptions into the catalogue's.
+
+        ``refused`` is the code where rights are missing; ``removing`` says what cannot be removed, for where nothing is being made.
+        """
         self.step = step
         try:
             yield
@@ -123,7 +126,8 @@ class SmbWayIn(WayIn):
         except pypsexec_exceptions.SCMRException as error:
             if error.return_code == smb_client.ServiceManager.ACCESS_DENIED:
                 raise self.error('SD-306', user=self._user, detail='the service control manager refuses access') from None
-            raise self.error('SD-407', detail=f'{error.function} failed with error {error.return_code} ({error.error_msg})') from None
+            detail = f'{error.function} failed with error {error.return_code} ({error.error_msg})'
+            raise self.error('SD-801', what=removing, detail=detail) if removing else self.error('SD-407', detail=detail) from None
         except smb_client.Timeout:
             raise self.error('SD-205', address=self._address, detail=f'no answer within {smb_client.ANSWER_SECONDS:.0f} s') from None
         except (exceptions.SMBConnectionClosed, ConnectionError, EOFError) as error:
@@ -365,7 +369,7 @@ class SmbWayIn(WayIn):
 
     def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
         """Waits for what the agent removes itself, then helps."""
-        with self._errors('removing the agent', refused='SD-306'):
+        with self._errors('removing the agent', refused='SD-306', removing='The agent'):
             manager = self._open_manager()
             removed = []
             pauses = _Pauses(patience)
@@ -381,13 +385,15 @@ class SmbWayIn(WayIn):
     def _remove(self, name: str, *, service: bool = True, folder: bool = True) -> None:
         if not NAME.fullmatch(name):
             raise self.error('SD-801', what=name, detail='the name is not one of this project')
-        if service:
-            self._remove_service(name)
-        if folder:
-            self._remove_folder(name)
+        try:
+            if service:
+                self._remove_service(name)
+        finally:
+            if folder:
+                self._remove_folder(name)
 
     def _remove_service(self, name: str) -> None:
-        with self._errors('removing the service', refused='SD-306'):
+        with self._errors('removing the service', refused='SD-306', removing=f'The service {name}'):
             manager = self._open_manager()
             pauses = _Pauses(REMOVE_SECONDS)
             state = 0

@@ -1,0 +1,377 @@
+"""Both ways in, over both address families: the agent comes, answers its own client only, and goes without a trace."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Controller, kill
+from tests.lab.namespaces import connect, inside
+from tests.lab.waiting import wait_for
+
+
+def test_the_agent_comes_and_goes(controller: Controller, target: Any, family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    agent = controller.agent(target, family)
+    assert agent.present() is False
+    assert agent.remove() == {"changed": False, "removed": []}
+    deployed = agent.deploy()
+    assert deployed["changed"] is True
+    assert set(deployed["seconds"]) == {"connect", "upload", "start", "first_call"}
+    info = deployed["info"]
+    assert info["operating_system"] == target.kind
+    assert info["tls_version"] == "TLS 1.3"
+    assert info["architecture"] == "amd64"
+    assert info["service_name"] == f"sojourn-{info['run']}"
+    again = agent.deploy()
+    assert again["changed"] is False
+    assert again["info"]["process_id"] == info["process_id"]
+    assert agent.present() is True
+    removed = agent.remove()
+    assert removed["changed"] is True
+    assert any("service" in item for item in removed["removed"])
+    assert agent.present() is False
+    assert agent.remove()["changed"] is False
+    with capsys.disabled():
+        laps = "  ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in deployed["seconds"].items())
+        print(f"\n    {target.kind} over {family}: {laps}")
+
+
+def test_link_local_with_zone(controller: Controller, target: Any) -> None:
+    agent = controller.agent(target, "link-local")
+    assert agent.deploy()["changed"] is True
+    assert agent.execute(command_line="echo there" if target.kind == "linux" else "cmd /c echo there")["stdout"].strip() == b"there"
+    agent.remove()
+
+
+@pytest.mark.parametrize("user", ["deployer", "operator"])
+def test_root_by_sudo(controller: Controller, linux_target: Any, family: str, user: str) -> None:
+    agent = controller.agent(linux_target, family, user=user)
+    assert agent.deploy()["info"]["account"] == "root"
+    assert agent.execute(command_line="id -un", user=user)["stdout"] == f"{user}\n".encode()
+    agent.remove()
+
+
+def test_sign_in_with_a_key(controller: Controller, linux_target: Any, family: str, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = key.with_suffix(".pub").read_text()
+    linux_target.exec(["sh", "-c", "umask 077; mkdir /root/.ssh; cat > /root/.ssh/authorized_keys"], input=public)
+    try:
+        agent = controller.agent(linux_target, family, password=None, key_file=str(key))
+        agent.deploy()
+        agent.remove()
+    finally:
+        controller.end()
+        linux_target.exec(["rm", "-r", "/root/.ssh"])
+
+
+def test_the_port_is_open_for_the_controller_only_and_for_the_run_only(controller: Controller, target: Any, family: str) -> None:
+    assert not target.can_connect(62286, family, "controller")
+    agent = controller.agent(target, family)
+    port = agent.deploy()["info"]["port"]
+    assert target.can_connect(port, family, "controller")
+    assert not target.can_connect(port, family, "stranger")
+    agent.remove()
+    assert not target.can_connect(port, family, "controller")
+
+
+def test_a_busy_port_makes_the_agent_take_the_next(controller: Controller, target: Any, family: str) -> None:
+    with inside(target.namespace, lambda: socket.create_server(("::", 62286), family=socket.AF_INET6, dualstack_ipv6=True)):
+        agent = controller.agent(target, family)
+        assert agent.deploy()["info"]["port"] == 62287
+        agent.remove()
+
+
+def test_many_workers_share_one_agent(controller: Controller, target: Any) -> None:
+    agents = [controller.agent(target) for unused in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        deployed = list(pool.map(lambda agent: agent.deploy(), agents))
+    assert sum(one["changed"] for one in deployed) == 1
+    assert len({one["info"]["process_id"] for one in deployed}) == 1
+    with ThreadPoolExecutor(20) as pool:
+        line = "echo {}" if target.kind == "linux" else "cmd /c echo {}"
+        answers = list(pool.map(lambda n: agents[n].execute(command_line=line.format(n))["stdout"].split(), range(20)))
+    assert answers == [[str(n).encode()] for n in range(20)]
+
+
+def test_two_names_of_one_target_share_one_agent(controller: Controller, target: Any) -> None:
+    first, second = controller.agent(target, "ipv6"), controller.agent(target, "ipv4")
+    with ThreadPoolExecutor(2) as pool:
+        deployed = list(pool.map(lambda agent: agent.deploy(), (first, second)))
+    assert len({one["info"]["process_id"] for one in deployed}) == 1
+    assert first.present() and second.present()
+    assert second.remove()["changed"] is True
+    assert not first.present()
+
+
+# The channel, seen by a client that holds the run's own key
+
+
+class Direct:
+    """An agent put on a target by its way in alone, without a broker: so that the test has the key."""
+
+    def __init__(self, controller: Controller, target: Any, family: str) -> None:
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel, session
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Config
+
+        self.run = os.urandom(6).hex()
+        self.credentials = RunCredentials(self.run)
+        self.namespace = controller.namespace
+        self.target = target
+        self.way_in = session.make_way_in(controller.options(target, family), self.run)
+
+        def deploy() -> Any:
+            self.way_in.connect()
+            self.way_in.place("0")
+            return self.way_in.start(
+                Config(self.run, self.credentials.fingerprint, [self.way_in.controller_address], {"first": 62286, "last": 62293}, 60)
+            )
+
+        self.ready = inside(self.namespace, deploy)
+        self.endpoint = channel.Endpoint(self.way_in.peer.with_port(self.ready.port), self.ready.fingerprint, "62286-62293", target.name)
+        self.channel = channel.Channel(self.endpoint, self.credentials.context())
+
+    def connect(self) -> socket.socket:
+        """A bare TCP connection to the agent."""
+        return connect(self.namespace, self.endpoint.peer.address, self.ready.port)
+
+    def remove(self) -> None:
+        """Ends it."""
+        inside(self.namespace, lambda: self.channel.call("Shutdown"))
+        inside(self.namespace, self.way_in.wait_removed)
+        self.way_in.release()
+
+
+@pytest.fixture
+def direct(controller: Controller, target: Any, family: str) -> Iterator[Direct]:
+    """See Direct."""
+    direct = Direct(controller, target, family)
+    try:
+        yield direct
+    finally:
+        direct.remove()
+
+
+def test_tls_1_3_for_the_pinned_client_only(direct: Direct) -> None:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
+
+    with direct.credentials.context().wrap_socket(direct.connect()) as wire:
+        assert wire.version() == "TLSv1.3"
+        assert hashlib.sha256(wire.getpeercert(binary_form=True)).hexdigest() == direct.ready.fingerprint
+        wire.sendall(b"GET /?wsdl HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+        assert wire.recv(12) == b"HTTP/1.1 200"
+
+    other = RunCredentials("0" * 12).context()
+    none = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    none.check_hostname, none.verify_mode = False, ssl.CERT_NONE
+    for context in (other, none):
+        # In TLS 1.3 a client is done before the server has looked at its certificate: the alert comes with the first read.
+        with pytest.raises((ssl.SSLError, ConnectionError)), context.wrap_socket(direct.connect()) as wire:
+            wire.sendall(b"GET /?wsdl HTTP/1.1\r\nHost: agent\r\n\r\n")
+            assert wire.recv(1) == b"", "the agent answered a stranger"
+            raise ConnectionResetError
+
+    old = direct.credentials.context()
+    old.minimum_version = ssl.TLSVersion.TLSv1_2
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        old.wrap_socket(direct.connect())
+
+
+def test_zeep_talks_to_the_agent_by_the_wsdl_that_it_serves(direct: Direct) -> None:
+    import requests
+    import zeep
+    from lxml import etree
+
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.channel import _PinnedAdapter
+
+    session = requests.Session()
+    session.trust_env = session.verify = False
+    session.mount("https://", _PinnedAdapter(direct.endpoint, direct.credentials.context()))
+    address = direct.endpoint.peer.address
+    url = f"https://{f'[{address}]' if ':' in address else address}:{direct.ready.port}/?wsdl"
+
+    def talk() -> tuple[bytes, Any]:
+        wsdl = session.get(url, timeout=10).content
+        client = zeep.Client(url, transport=zeep.Transport(session=session), settings=zeep.Settings(strict=True))
+        assert client.service._binding_options["address"].startswith(url.partition("?")[0].rstrip("/"))
+        return wsdl, client.service.GetInfo()
+
+    wsdl, info = inside(direct.namespace, talk)
+    assert info.Run == direct.run
+    assert info.TLSVersion == "TLS 1.3"
+    # It validates: its schema compiles, and what is in it belongs together.
+    document = etree.fromstring(wsdl)
+    names = {"wsdl": "http://schemas.xmlsoap.org/wsdl/", "xs": "http://www.w3.org/2001/XMLSchema", "soap": "http://schemas.xmlsoap.org/wsdl/soap/"}
+    etree.XMLSchema(document.find(".//xs:schema", names))
+    elements = {f"t:{name}" for name in document.xpath("wsdl:types/xs:schema/xs:element/@name", namespaces=names)}
+    messages = {f"t:{name}" for name in document.xpath("wsdl:message/@name", namespaces=names)}
+    assert set(document.xpath("wsdl:message/wsdl:part/@element", namespaces=names)) <= elements
+    assert set(document.xpath("wsdl:portType/wsdl:operation/*/@message", namespaces=names)) == messages
+    offered = document.xpath("wsdl:portType/wsdl:operation/@name", namespaces=names)
+    assert document.xpath("wsdl:binding/wsdl:operation/@name", namespaces=names) == offered
+    assert document.xpath("wsdl:binding/soap:binding/@style", namespaces=names) == ["document"]
+    # WS-I BP 1.1, R2706 and R2745: literal bodies, and each operation a SOAPAction of its own
+    assert set(document.xpath("wsdl:binding//soap:body/@use", namespaces=names)) == {"literal"}
+    actions = document.xpath("wsdl:binding/wsdl:operation/soap:operation/@soapAction", namespaces=names)
+    assert len(set(actions)) == len(offered)
+
+
+# Files and processes, in short: test_connection.py has them through Ansible
+
+
+def test_files_both_ways(controller: Controller, target: Any, family: str, tmp_path: Path) -> None:
+    agent = controller.agent(target, family)
+    source, back = tmp_path / "source", tmp_path / "back"
+    data = os.urandom(1 << 20) * 17 + b"end"
+    source.write_bytes(data)
+    checksum = hashlib.sha256(data).hexdigest()
+    steps: list[tuple[int, int]] = []
+    put = agent.put_file(str(source), "stage/a file", checksum=checksum, on_progress=lambda done, total: steps.append((done, total)))
+    assert (put["size"], put["checksum"]) == (len(data), checksum)
+    assert steps[-1] == (len(data), len(data))
+    assert agent.stat(put["path"], checksum=True)["checksum"] == checksum
+    got = agent.get_file("stage/a file", str(back))
+    assert (got["size"], got["checksum"]) == (len(data), checksum)
+    assert back.read_bytes() == data
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "source"]
+    assert agent.remove_path("stage", recursive=True) is True
+    assert agent.remove_path("stage", recursive=True) is False
+
+
+def test_a_wrong_checksum_leaves_nothing(controller: Controller, target: Any, tmp_path: Path) -> None:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+    agent = controller.agent(target)
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(3 << 20))
+    with pytest.raises(SojournError, match=r"checksum of .* expected 0000.* \(SD-106\)"):
+        agent.put_file(str(source), "stage/file", checksum="0" * 64)
+    assert agent.stat("stage/file")["kind"] == "absent"
+    assert agent.stat("stage/file.sojourn-part")["kind"] == "absent"
+
+
+def test_output_comes_while_the_process_runs(controller: Controller, linux_target: Any) -> None:
+    agent = controller.agent(linux_target)
+    agent.deploy()
+    begin = time.monotonic()
+    seen: list[tuple[str, bytes, float]] = []
+    result = agent.execute(
+        command_line="echo one; sleep 1; echo two >&2; sleep 1; exit 7", on_output=lambda stream, data: seen.append((stream, data, time.monotonic() - begin))
+    )
+    assert [(stream, data) for stream, data, unused in seen] == [("stdout", b"one\n"), ("stderr", b"two\n")]
+    assert seen[0][2] < 0.9
+    assert (result["exit_code"], result["stdout"], result["stderr"], result["timed_out"]) == (7, b"one\n", b"two\n", False)
+
+
+def test_a_timeout_kills_the_whole_tree(controller: Controller, linux_target: Any) -> None:
+    agent = controller.agent(linux_target)
+    result = agent.execute(command_line="sleep 4711 & sleep 4711; wait", timeout=0.5)
+    assert result["timed_out"] is True
+    assert linux_target.exec(["pgrep", "-f", "sleep 4711"], check=False).stdout == ""
+
+
+def test_a_caller_that_goes_away_kills_its_process(controller: Controller, linux_target: Any) -> None:
+    agent = controller.agent(linux_target)
+    agent.deploy()
+    started = threading.Event()
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(unused_stream: str, unused_data: bytes) -> None:
+        started.set()
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        agent.execute(command_line="echo started; sleep 4712", on_output=interrupt)
+    wait_for("sleep to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4712"], check=False).stdout == "", 10)
+
+
+# The end, however it comes
+
+
+@pytest.mark.parametrize("way", ["run killed", "broker told to end"])
+def test_the_broker_cleans_up(controller: Controller, target: Any, way: str) -> None:
+    agent = controller.agent(target)
+    agent.deploy()
+    if way == "run killed":
+        controller.owner.kill()
+        controller.owner.wait()
+    else:
+        os.kill(controller.broker_pid, 15)
+    controller.end()  # waits for the broker; nothing_left looks at the targets
+
+
+def test_the_lease_cleans_up_after_a_killed_broker(controller: Controller, target: Any, family: str) -> None:
+    agent = controller.agent(target, family, lease_seconds=3)
+    port = agent.deploy()["info"]["port"]
+    kill(controller.broker_pid)
+    controller.forget()
+    wait_for("the agent to go", lambda: not target.can_connect(port, family), 30)
+    wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 30)
+
+
+def _folders(target: Any) -> str:
+    places = "/tmp /var/tmp /root" if target.kind == "linux" else "/srv/windows/drive_c/windows"
+    return target.exec(["sh", "-c", f"ls -d {places.replace(' ', '/sojourn-* ')}/sojourn-*"], check=False).stdout
+
+
+def test_the_lease_is_renewed(controller: Controller, target: Any) -> None:
+    agent = controller.agent(target, lease_seconds=2)
+    process = agent.deploy()["info"]["process_id"]
+    seen: list[float] = []
+    deadline = time.monotonic() + 6
+    while time.monotonic() < deadline:
+        info = agent.info()
+        assert info["process_id"] == process
+        seen.append(info["lease_remaining_seconds"])
+    assert min(seen) > 0.5
+
+
+# Leftovers of other runs
+
+
+def test_cleanup_of_an_untouched_target_changes_nothing(controller: Controller, target: Any, family: str) -> None:
+    assert controller.agent(target, family).cleanup() == {"changed": False, "leftovers": []}
+
+
+def test_cleanup_removes_the_dead_and_spares_the_living(controller: Controller, target: Any, family: str) -> None:
+    # A run whose broker was killed, and whose agent was too: nothing will end it.
+    dead = controller.agent(target, family, lease_seconds=3600).deploy()["info"]
+    kill(controller.broker_pid)
+    controller.forget()
+    if target.kind == "linux":
+        target.exec(["kill", "-9", str(dead["process_id"])])
+    else:
+        target.exec(["pkill", "-9", "-f", f"sojourn-{dead['run']}.agent.exe"])
+    controller.new_run()
+    living_agent = controller.agent(target, family)
+    living = living_agent.deploy()["info"]
+    controller.new_run()
+    agent = controller.agent(target, family)
+    would = agent.cleanup(check=True)
+    assert would["changed"] is True
+    done = agent.cleanup()
+    assert done["changed"] is True
+    states = {(item["run"], item["state"]) for item in done["leftovers"]}
+    assert (dead["run"], "removed") in states
+    assert all(state == "live" for run, state in states if run == living["run"]), states
+    assert living_agent.info()["process_id"] == living["process_id"]
+    again = agent.cleanup()
+    assert again["changed"] is False
+    assert {item["run"] for item in again["leftovers"]} <= {living["run"]}
+    assert not agent.present()
+    living_agent.remove()
