@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: smb
 author:
-  - The sojourn.deploy authors
+  - The sojourn.deploy authors (@sojourn)
 short_description: Run tasks on Windows through an agent that stays for the run only
 version_added: 0.1.0
 description:

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: ssh
 author:
-  - The sojourn.deploy authors
+  - The sojourn.deploy authors (@sojourn)
 short_description: Run tasks on Linux through an agent that stays for the run only
 version_added: 0.1.0
 description:

@@ -254,7 +254,7 @@ stderr:
   returned: always
   type: str
 error:
-  description: Code, sentence and remedy of the error; RV(msg) has them in one line.
+  description: Code, sentence and remedy of the error; C(msg) has them in one line.
   returned: failure
   type: dict
   sample:

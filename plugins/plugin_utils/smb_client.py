@@ -149,7 +149,7 @@ class _Connection(connection_module.Connection):
             # A target's symbolic link could lead anywhere; nothing here needs one.
             return super().receive(request, wait=wait, timeout=timeout if timeout is not None else ANSWER_SECONDS, resolve_symlinks=False)
         except exceptions.SMBException as error:
-            if type(error) is exceptions.SMBException and 'timeout' in str(error):
+            if error.__class__ is exceptions.SMBException and 'timeout' in str(error):  # not one of its subclasses, which are the server's answers
                 raise Timeout(str(error)) from None
             raise
 

@@ -461,7 +461,7 @@ class SmbWayIn(WayIn):
 
 
 def _status_name(error: t.Any) -> str:
-    return type(error).__name__ if type(error) is not exceptions.SMBResponseException else f'status 0x{error.status:08X}'
+    return type(error).__name__ if error.__class__ is not exceptions.SMBResponseException else f'status 0x{error.status:08X}'
 
 
 def _first_line(error: t.Any) -> str:

@@ -346,7 +346,7 @@ class SshWayIn(WayIn):
         if not NAME.fullmatch(name):
             raise self.error('SD-801', what=name, detail='the name is not one of this project')
         code, output, errors = self._run(_words(_REMOVE, name, str(int(patience * 10)), *folders), root=root, timeout=patience + REMOVE_SECONDS + 30)
-        left = output.decode('utf-8', 'replace').split('\n')[0].strip()
+        left = output.decode('utf-8', 'replace').partition('\n')[0].strip()
         if left or code not in (0, 1):
             raise self.error('SD-801', what=left or name, detail=(errors.strip().splitlines() or ['it is still there'])[-1])
 

@@ -41,7 +41,7 @@ def copy_tree(target: Path) -> None:
     ).stdout
     for name in filter(None, listed.split("\0")):
         source, copy = ROOT / name, target / name
-        if not source.is_file() or (name.startswith("tests/") and not name.startswith("tests/sanity/ignore-")):
+        if not source.is_file() or (name.startswith(("tests/", "scripts/")) and not name.startswith("tests/sanity/ignore-")):
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source, copy, follow_symlinks=False)
