@@ -108,7 +108,9 @@ class Contract:
         return envelope, self._binding.get(operation).soapaction
 
     def answer(self, operation: str, status: int, envelope: bytes) -> t.Any:
-        """What zeep makes of an answer. Raises zeep's exceptions."""
+        """What zeep makes of an answer. Raises zeep's exceptions, ValueError where it answers something else."""
+        if status == 200 and f'{operation}Response'.encode('ascii') not in envelope:
+            raise ValueError(f'it holds no {operation}Response')  # zeep would take anything
         return self._binding.process_reply(self._client, self._binding.get(operation), _Reply(status, envelope))
 
 
@@ -434,12 +436,9 @@ class Channel:
             except _Mismatch as mismatch:
                 self._forget_part(part, user)
                 raise self._error('SD-106', step, path=local_path, actual=mismatch, expected=checksum) from None
-            except (EOFError, mtom.MtomError) as error:
+            except mtom.SourceError as error:
                 self._forget_part(part, user)
                 raise self._error('SD-709', step, path=local_path, detail=error) from None
-            except OSError as error:
-                self._forget_part(part, user)
-                raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
             except ConnectionLost as lost:
                 status = self.call('Stat', Path=part, User=user, patience=patience)
                 offset = min(int(status['size'] or 0), total) if status['kind'] == 'file' else 0

@@ -31,6 +31,10 @@ class MtomError(Exception):
     """What came is not multipart/related as XOP has it, or is larger than it may be."""
 
 
+class SourceError(Exception):
+    """What is to be sent cannot be read."""
+
+
 # Sending
 
 class Source(t.Protocol):
@@ -83,9 +87,12 @@ class FileSource:
     def __iter__(self) -> t.Iterator[bytes]:
         left = self.size
         while left:
-            data = self._file.read(min(CHUNK, left))
+            try:
+                data = self._file.read(min(CHUNK, left))
+            except OSError as error:  # as such it would be taken for the connection's
+                raise SourceError(error.strerror or str(error)) from None
             if not data:
-                raise EOFError(f'the file became shorter by {left} bytes while it was read')
+                raise SourceError(f'it became shorter by {left} bytes while it was read')
             left -= len(data)
             self.hash.update(data)
             yield data
