@@ -21,6 +21,10 @@ wineboot --init
 # There is no display; programs that want a window get one that nobody sees.
 wine reg add 'HKCU\Software\Wine\Drivers' /v Graphics /d null /f
 wine reg add 'HKLM\Software\Microsoft\Windows\CurrentVersion\Policies\System' /v EnableLUA /t REG_DWORD /d 1 /f
+# Wine takes its own program where a process starts one of system32 by its path, unless it is told so.
+for program in netsh.exe shutdown.exe; do
+    wine reg add 'HKCU\Software\Wine\DllOverrides' /v "$program" /d native /f
+done
 wineserver --wait
 for folder in system32 syswow64; do
     if [ -d "/srv/windows/drive_c/windows/$folder" ]; then
