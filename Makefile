@@ -72,7 +72,8 @@ test: lab-check ## everything
 .PHONY: pytest
 pytest: install lab-images
 	@echo "==> unit tests and lab tests"
-	@$(BIN)/python -m pytest tests/unit tests/integration
+	@$(BIN)/python -m pytest tests/unit tests/integration tests/lab
+	@$(LAB) leftovers
 
 .PHONY: test-unit
 test-unit: install ## what a laptop can run: no root, no lab
@@ -99,7 +100,7 @@ sanity: | $(VENV)/.installed ## ansible-test sanity
 .PHONY: lint
 lint: $(INSTALLED)/MANIFEST.json ## ansible-lint, profile production
 	@echo "==> ansible-lint"
-	@cd $(INSTALLED) && $(BIN)/ansible-lint --offline --profile production --quiet roles playbooks
+	@cd $(INSTALLED) && $(BIN)/ansible-lint --offline --profile production -q roles playbooks
 
 .PHONY: importer
 importer: $(TARBALL) ## galaxy-importer on the tarball
