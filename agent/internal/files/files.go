@@ -134,7 +134,7 @@ func (s *Store) Put(r *Put) (sum [sha256.Size]byte, err error) {
 	}
 	defer received.file.Close()
 	if err := received.copy(r); err != nil {
-		keep = true
+		keep = !received.tooLong // what is more than was announced belongs to no file
 		return sum, fault(path, err)
 	}
 	expected, err := r.Checksum()
@@ -200,7 +200,7 @@ type receiver struct {
 	file           *os.File
 	hash           hash.Hash
 	size           int64
-	done           bool
+	tooLong, done  bool
 }
 
 func (r *receiver) open(s *Store, put *Put, known *part) error {
@@ -272,6 +272,7 @@ func (r *receiver) copy(put *Put) error {
 	for {
 		n, err := fill(put.Data, buffer[:])
 		if int64(n) > put.TotalSize-r.size {
+			r.tooLong = true
 			return catalogue.New("SD-504", "detail", "Data is longer than TotalSize says")
 		}
 		if n > 0 {

@@ -250,9 +250,14 @@ func (p *Process) await(t *Table) {
 		p.pipes.Wait()
 		close(closed)
 	}()
-	select {
-	case <-closed:
-	case <-time.After(grace):
+	for waiting := true; waiting; {
+		select {
+		case <-closed:
+			waiting = false
+		case <-time.After(grace):
+			// Output that waits for a slow reader is not that of a background child: it is still the process's own.
+			waiting = p.output[0].full() || p.output[1].full()
+		}
 	}
 	for _, s := range p.output {
 		s.close()

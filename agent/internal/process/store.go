@@ -36,6 +36,7 @@ type store struct {
 	checked int64 // inFile when the free space was last looked at
 	read    int64 // everything before this offset has been received by the reader
 	closed  bool  // no more will come
+	waiting bool  // somebody waits for room
 	gone    bool
 	room    chan struct{} // closed when there may be room again
 	news    chan struct{} // closed when bytes or the end have come; nil: nobody waits
@@ -67,6 +68,7 @@ func (s *store) append(p []byte, giveUp <-chan struct{}) bool {
 			s.tell()
 		}
 		room := s.room
+		s.waiting = n == 0
 		s.mu.Unlock()
 		p = p[n:]
 		if n > 0 || len(p) == 0 {
@@ -104,18 +106,25 @@ func (s *store) take(p []byte) int {
 			return n
 		}
 	}
-	if s.read >= s.end() { // all of it has been read: begin anew rather than grow
-		if s.inFile+int64(len(p)) > s.bound {
-			s.base = s.end()
-			s.memory = s.memory[:0]
-			s.inFile, s.checked = 0, 0
-			if s.file != nil {
-				_ = s.file.Truncate(0)
-			}
-			return s.take(p)
-		}
+	if n := s.takeToFile(p); n > 0 {
+		return n
 	}
-	if s.inFile+int64(len(p)) > s.bound || !s.spare() {
+	if s.read < s.end() || s.end() == s.base {
+		return 0
+	}
+	// Full, and all of it has been read: begin anew rather than grow.
+	s.base = s.end()
+	s.memory = s.memory[:0]
+	s.inFile, s.checked = 0, 0
+	if s.file != nil {
+		_ = s.file.Truncate(0)
+	}
+	return s.take(p)
+}
+
+func (s *store) takeToFile(p []byte) int {
+	p = p[:min(int64(len(p)), s.bound-s.inFile)]
+	if len(p) == 0 || !s.spare() {
 		return 0
 	}
 	if s.file == nil {
@@ -141,6 +150,13 @@ func (s *store) spare() bool {
 	}
 	s.checked = s.inFile
 	return true
+}
+
+// full tells whether bytes wait for room.
+func (s *store) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting
 }
 
 // received notes that the reader has everything before this offset: it asks for what follows.
