@@ -13,6 +13,9 @@ from pathlib import Path
 
 from .errors import LabError
 
+# How many versions of a thing are kept: enough to go back and forth between two branches.
+KEPT = 2
+
 _began = time.monotonic()
 
 
@@ -61,10 +64,9 @@ def path_of(name: str, key: str) -> Path:
 def ensure(name: str, key: str, build: Callable[[Path], None]) -> Path:
     """The built thing: taken from the cache, or built aside and renamed into place, so that it is whole or absent."""
     done = path_of(name, key)
-    if done.exists():
-        return done
     with lock(folder() / f"{name}.lock"):
         if done.exists():
+            os.utime(done)
             return done
         for broken in folder().glob(f".{name}-*"):
             remove_tree(broken)
@@ -74,7 +76,17 @@ def ensure(name: str, key: str, build: Callable[[Path], None]) -> Path:
         build(aside)
         aside.rename(done)
         say(f"{name}: built in {time.monotonic() - began:.1f} s")
+        _prune(name)
     return done
+
+
+def _prune(name: str) -> None:
+    """Remove all but the last used of what was built under this name; what a running lab stands on stays."""
+    others = sorted(folder().glob(f"{name}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    in_use = Path("/proc/self/mountinfo").read_text() + "".join(file.read_text() for file in Path("/run/sojourn-lab").glob("*/targets/*/layers"))
+    for old in others[KEPT:]:
+        if str(old) not in in_use:
+            remove_tree(old)
 
 
 def remove_tree(path: Path) -> None:

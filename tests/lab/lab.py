@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     inside.add_argument("target")
     enter = verb("enter", "run a command in the controller's network")
     enter.add_argument("--as", dest="host", choices=("controller", "stranger"), default="controller")
+    enter.add_argument("--names", action="store_true", help="with the targets' names in /etc/hosts: linux1.lab, linux1-v6.lab ...")
     for sub in (inside, enter):
         sub.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
     for name, help in (
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         words = lab.target(options.target).inside(_command(options.command))
         os.execvpe(words[0], words, tool_environment())
     elif verb == "enter":
-        words = lab.inside(options.host, _command(options.command))
+        words = lab.inside(options.host, _command(options.command), options.names)
         os.execvp(words[0], words)
     elif verb in ("reboot", "cut", "reset"):
         getattr(lab.target(options.target), verb)()

@@ -84,6 +84,11 @@ class Lab:
         """The SSH host keys of its Linux targets, as OpenSSH and paramiko read them."""
         return self.folder / "known_hosts"
 
+    @property
+    def names(self) -> Path:
+        """The targets' names, as /etc/hosts has them."""
+        return self.folder / "hosts"
+
     # Up and down
 
     def up(self, linux: int = 1, windows: int = 1, firewall: str = "nftables") -> Lab:
@@ -108,6 +113,7 @@ class Lab:
             with ThreadPoolExecutor(max_workers=16) as pool:
                 list(pool.map(lambda target: target.wait_until_up(), self.targets.values()))
             self.write_known_hosts()
+            self._write_names()
         except BaseException:
             if not os.environ.get("SOJOURN_LAB_KEEP_FAILED"):
                 self.down()
@@ -118,6 +124,20 @@ class Lab:
         """Gather the host keys that the Linux targets were given."""
         lines = [line for target in self.targets.values() if isinstance(target, LinuxTarget) for line in target.known_hosts()]
         self.known_hosts.write_text("".join(f"{line}\n" for line in lines))
+
+    def _write_names(self) -> None:
+        """A hosts file for `enter --names`: each target under names of one family, of both, and with one family dead."""
+        nobody = self.network.addresses(250)
+        lines = ["127.0.0.1 localhost", "::1 localhost"]
+        for name, target in self.targets.items():
+            here = target.addresses
+            lines += [
+                f"{here.ula} {name}.lab {name}-v6.lab {name}-dead-v4.lab",
+                f"{here.ipv4} {name}.lab {name}-v4.lab {name}-dead-v6.lab",
+                f"{nobody.ula} {name}-dead-v6.lab",
+                f"{nobody.ipv4} {name}-dead-v4.lab",
+            ]
+        self.names.write_text("\n".join(lines) + "\n")
 
     def down(self) -> None:
         """Take everything of it away, from whatever state it is in."""
@@ -145,11 +165,19 @@ class Lab:
 
     # Using it
 
-    def inside(self, host: str, command: Sequence[str]) -> list[str]:
-        """The command line that runs a command on this machine's files, but in a host's network."""
+    def inside(self, host: str, command: Sequence[str], names: bool = False) -> list[str]:
+        """The command line that runs a command on this machine's files, but in a host's network.
+
+        With `names`, /etc/hosts is the lab's for the command alone; that takes mounts of its own, so such a command
+        can't bring up a lab itself.
+        """
         if host not in FIXED_HOSTS:
             raise LabError(f"no such host: {host} (one of {', '.join(FIXED_HOSTS)}); for a target use exec")
-        return ["nsenter", f"--net=/run/netns/{self.network.namespace(host)}", "--", *command]
+        enter = ["nsenter", f"--net=/run/netns/{self.network.namespace(host)}", "--"]
+        if names:
+            script = f'mount --bind {self.names} /etc/hosts && exec "$@"'
+            enter += ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+        return [*enter, *command]
 
     def run(self, command: Sequence[str], *, host: str = "controller", **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command in the controller's (or the stranger's) network and give back its output as text."""

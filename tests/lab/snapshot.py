@@ -103,7 +103,7 @@ _OWN_PROCESSES = re.compile(
 )
 # What a session that has ended leaves for a moment, and what is waited for before anything is called left over.
 _PASSING = re.compile(
-    r"sshd: (?!/usr/sbin/sshd)|sshd-session: |\(sd-pam\)|systemd --user|sftp-server|conhost\.exe|wineboot|smbd: client|systemd-user-runtime-dir",
+    r"sshd: (?!/usr/sbin/sshd)|sshd-session: |\(sd-pam\)|systemd --user|sftp-server|conhost\.exe|wineboot",
     re.IGNORECASE,
 )
 

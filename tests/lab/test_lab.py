@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Lab, LabError, compare, machine
+from tests.lab.commands import run
 from tests.lab.fixtures import fixtures
 from tests.lab.inventory import inventory
 from tests.lab.linux_target import FIREWALLS, LinuxTarget
@@ -111,6 +113,15 @@ def test_down_clears_whatever_was_left_by_a_crash() -> None:
         Lab("selfbroken").down()
     assert not [line for line in leftovers() if "selfbroken" in line]
     assert not windows.alive
+
+
+def test_names_of_one_family_and_of_both(lab: Lab) -> None:
+    program = "import socket, sys; print(*sorted({info[4][0] for info in socket.getaddrinfo(sys.argv[1], 22)}))"
+    addresses = lab.target("linux1").addresses
+    for name, expected in {"linux1-v6.lab": {addresses.ula}, "linux1.lab": {addresses.ula, addresses.ipv4}}.items():
+        done = run(lab.inside("controller", [sys.executable, "-c", program, name], names=True))
+        assert set(done.stdout.split()) == expected
+    assert "linux1.lab" not in Path("/etc/hosts").read_text()
 
 
 def test_a_lab_is_not_brought_up_twice(lab: Lab) -> None:
@@ -393,6 +404,12 @@ def netsh(windows: WindowsTarget, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout.replace("\r", "")
 
 
+@pytest.mark.parametrize("shell", [r"C:\windows\system32\cmd.exe", r"C:\windows\syswow64\cmd.exe"])
+def test_programs_of_either_width_get_the_stand_ins(windows: WindowsTarget, shell: str) -> None:
+    assert "State" in windows.exec(["wine", shell, "/c", "netsh advfirewall show allprofiles state"]).stdout
+    assert "Usage" in windows.exec(["wine", shell, "/c", "shutdown"], check=False).stdout
+
+
 def test_netsh_opens_one_port_for_one_address(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
     put(windows, "exe", "listens.exe")
     windows.exec(["sh", "-c", r"wine sc create listens binPath= 'C:\listens.exe --service --listen 62286' start= auto; wine sc start listens"])
@@ -414,6 +431,9 @@ def test_netsh_opens_one_port_for_one_address(lab: Lab, windows: WindowsTarget, 
     assert not windows.can_connect(62286)
     assert netsh(windows, "firewall", "delete", "rule", "name=one") == (1, "\nNo rules match the specified criteria.\n\n")
     assert "ON" in netsh(windows, "show", "allprofiles", "state")[1]
+    windows.exec(["wine", "reg", "add", r"HKLM\Software\sojourn-lab", "/v", "Language", "/d", "de"])
+    assert netsh(windows, "firewall", "delete", "rule", "name=one") == (1, "\nKeine Regeln stimmen mit den angegebenen Kriterien überein.\n\n")
+    windows.exec(["wine", "reg", "delete", r"HKLM\Software\sojourn-lab", "/f"])
     windows.exec(["sh", "-c", f"wine sc stop listens; wine sc delete listens; rm {C}/listens.exe"])
     wait_for("the service to end", lambda: "62286" not in windows.exec(["ss", "-Hltn"]).stdout, 10)
     assert unchanged("windows1") == []

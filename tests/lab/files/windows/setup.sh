@@ -3,7 +3,6 @@
 rm -f /var/lib/dbus/machine-id
 printf '127.0.0.1 localhost\n::1 localhost\n' > /etc/hosts
 : > /etc/resolv.conf
-ln -s /usr/lib/wine/wine64 /usr/local/bin/wine
 
 # Samba's accounts need Unix accounts of the same name; useradd refuses the capital letter.
 groupdel operator
@@ -21,7 +20,7 @@ wineboot --init
 # There is no display; programs that want a window get one that nobody sees.
 wine reg add 'HKCU\Software\Wine\Drivers' /v Graphics /d null /f
 wine reg add 'HKLM\Software\Microsoft\Windows\CurrentVersion\Policies\System' /v EnableLUA /t REG_DWORD /d 1 /f
-# Wine takes its own program where a process starts one of system32 by its path, unless it is told so.
+# Without this a 64-bit process would get Wine's own empty stubs in place of the stand-ins of the same name.
 for program in netsh.exe shutdown.exe; do
     wine reg add 'HKCU\Software\Wine\DllOverrides' /v "$program" /d native /f
 done

@@ -17,14 +17,48 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/windows/registry"
+
 	"sojourn.lab/programs/internal/firewall"
 )
 
 var errNone = errors.New("No rules match the specified criteria.")
 
+// german are the sentences that callers are tempted to read, as a German Windows says them: for showing that a caller
+// goes by the exit code. They are used when HKLM\Software\sojourn-lab has a value Language that is "de".
+var german = map[string]string{
+	"Ok.":                  "OK.",
+	errNone.Error():        "Keine Regeln stimmen mit den angegebenen Kriterien überein.",
+	"Deleted %d rule(s).":  "%d Regel(n) gelöscht.",
+	"Rule Name":            "Regelname",
+	"Enabled":              "Aktiviert",
+	"Direction":            "Richtung",
+	"Protocol":             "Protokoll",
+	"Action":               "Aktion",
+	"Yes":                  "Ja",
+	"Allow":                "Zulassen",
+	"Any":                  "Beliebig",
+	"State":                "Status",
+	"ON":                   "EIN",
+	"%s Profile Settings:": "%s-Profileinstellungen:",
+}
+
+// said is a sentence in the target's language.
+func said(english string) string {
+	key, err := registry.OpenKey(registry.LOCAL_MACHINE, `Software\sojourn-lab`, registry.QUERY_VALUE)
+	if err != nil {
+		return english
+	}
+	defer key.Close()
+	if language, _, _ := key.GetStringValue("Language"); language == "de" && german[english] != "" {
+		return german[english]
+	}
+	return english
+}
+
 func main() {
 	if err := run(os.Args[1:]); err != nil {
-		fmt.Printf("\r\n%s\r\n\r\n", err)
+		fmt.Printf("\r\n%s\r\n\r\n", said(err.Error()))
 		os.Exit(1)
 	}
 }
@@ -117,7 +151,7 @@ func add(words []string) error {
 	}
 	err = firewall.Change(func(rules []firewall.Rule) ([]firewall.Rule, error) { return append(rules, rule), nil })
 	if err == nil {
-		fmt.Print("Ok.\r\n\r\n")
+		fmt.Print(said("Ok."), "\r\n\r\n")
 	}
 	return err
 }
@@ -185,7 +219,7 @@ func remove(words []string) error {
 		return left, nil
 	})
 	if err == nil {
-		fmt.Printf("\r\nDeleted %d rule(s).\r\nOk.\r\n\r\n", removed)
+		fmt.Printf("\r\n"+said("Deleted %d rule(s).")+"\r\n"+said("Ok.")+"\r\n\r\n", removed)
 	}
 	return err
 }
@@ -208,9 +242,9 @@ func show(words []string) error {
 			continue
 		}
 		shown++
-		fmt.Printf("\r\nRule Name:                            %s\r\n", rule.Name)
+		fmt.Printf("\r\n%-38s%s\r\n", said("Rule Name")+":", rule.Name)
 		fmt.Print(strings.Repeat("-", 70), "\r\n")
-		line := func(label, value string) { fmt.Printf("%-38s%s\r\n", label+":", value) }
+		line := func(label, value string) { fmt.Printf("%-38s%s\r\n", said(label)+":", said(value)) }
 		line("Enabled", yes(rule.Enabled))
 		line("Direction", capital(rule.Direction))
 		profiles := "Domain,Private,Public"
@@ -244,7 +278,7 @@ func show(words []string) error {
 	if shown == 0 {
 		return errNone
 	}
-	fmt.Print("Ok.\r\n\r\n")
+	fmt.Print(said("Ok."), "\r\n\r\n")
 	return nil
 }
 
@@ -273,9 +307,9 @@ func profiles(which string) error {
 		return fmt.Errorf("The following command was not found: advfirewall show %s.", which)
 	}
 	for _, name := range names {
-		fmt.Printf("\r\n%s Profile Settings: \r\n%s\r\n%-38s%s\r\n", name, strings.Repeat("-", 70), "State", "ON")
+		fmt.Printf("\r\n"+said("%s Profile Settings:")+" \r\n%s\r\n%-38s%s\r\n", name, strings.Repeat("-", 70), said("State"), said("ON"))
 	}
-	fmt.Print("Ok.\r\n\r\n")
+	fmt.Print(said("Ok."), "\r\n\r\n")
 	return nil
 }
 
