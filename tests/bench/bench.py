@@ -115,12 +115,13 @@ def uploads(bench: Bench, stack: ExitStack) -> None:
         stack.callback(agent.remove)
 
     def command(*words: object) -> Callable[[], None]:
-        return lambda: subprocess.run([str(word) for word in words], check=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) and None
+        return lambda: subprocess.run([str(word) for word in words], check=True, env=environment, stdin=subprocess.DEVNULL, capture_output=True) and None
 
     def copy(connection: str) -> Callable[[], None]:
         # A new name each time: an unchanged file would not be copied.
         settings = {
-            **environment, "ANSIBLE_SSH_ARGS": " ".join(options), "ANSIBLE_PIPELINING": "true", "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build/collections"),
+            **environment, "ANSIBLE_SSH_ARGS": " ".join(options), "ANSIBLE_PIPELINING": "true", "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
+             "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build/collections"),
         }  # fmt: skip
 
         def act() -> None:
