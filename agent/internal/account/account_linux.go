@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -238,17 +239,33 @@ func Do(a *Account, work func() error) error {
 	if a == nil || int(a.UID) == os.Geteuid() {
 		return work()
 	}
-	var result error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread goes with the goroutine
-		if result = lend(a); result == nil {
-			result = work()
+	result := make(chan error)
+	go lent(a, work, result)
+	return <-result
+}
+
+func lent(a *Account, work func() error, result chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// The main thread cannot end before the process does: while it is held here, another one is taken.
+		defer runtime.UnlockOSThread()
+		inner := make(chan error)
+		go lent(a, work, inner)
+		result <- <-inner
+		return
+	}
+	// Never unlocked: the thread goes with the goroutine.
+	result <- func() (err error) {
+		defer func() {
+			if r := recover(); r != nil { // nobody above could catch it: it would end the agent
+				err = fmt.Errorf("panic: %v", r)
+			}
+		}()
+		if err := lend(a); err != nil {
+			return err
 		}
+		return work()
 	}()
-	<-done
-	return result
 }
 
 // lend sets this thread's file system identity (credentials(7)). The raw calls are for one thread, unlike those of syscall.

@@ -4,6 +4,7 @@ package files
 
 import (
 	"archive/zip"
+	"compress/flate"
 	"errors"
 	"io"
 	"io/fs"
@@ -91,7 +92,7 @@ func (s *Store) Extract(archive, folder string) (count int64, err error) {
 			return 0, fault(path, err)
 		}
 		if err := extractFile(entry, path); err != nil {
-			if errors.Is(err, zip.ErrChecksum) || errors.Is(err, zip.ErrFormat) || errors.Is(err, zip.ErrAlgorithm) || errors.Is(err, io.ErrUnexpectedEOF) {
+			if isDamage(err) {
 				return 0, unsafe("the entry '" + entry.Name + "' is damaged: " + err.Error())
 			}
 			return 0, fault(path, err)
@@ -99,6 +100,12 @@ func (s *Store) Extract(archive, folder string) (count int64, err error) {
 		count++
 	}
 	return count, nil
+}
+
+func isDamage(err error) bool {
+	_, corrupt := errors.AsType[flate.CorruptInputError](err)
+	return corrupt || errors.Is(err, zip.ErrChecksum) || errors.Is(err, zip.ErrFormat) || errors.Is(err, zip.ErrAlgorithm) ||
+		errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 // entryPath gives where an entry belongs below the folder.

@@ -202,10 +202,27 @@ func (w *walls) List() ([]Rule, error) {
 
 func refused(detail string) error { return catalogue.New("SD-603", "detail", detail) }
 
-func missing(firewall, family, tool string) error {
-	shown := map[string]string{IPv6: "IPv6", IPv4: "IPv4", "": "the input"}[family]
-	return catalogue.New("SD-602", "firewall", firewall, "family", shown, "tool", tool)
+// toolless is a filter that is known to drop, whose tool is missing: no rule can be made in it, and none of ours is there.
+type toolless struct {
+	name   string
+	family string // "": both
+	tool   string
 }
+
+func (t toolless) kind() string { return t.name }
+
+func (t toolless) needed(family string) bool {
+	return t.family == "" || family == "" || family == t.family
+}
+
+func (t toolless) open(Rule) ([]Rule, bool, error) {
+	shown := map[string]string{IPv6: "IPv6", IPv4: "IPv4", "": "the input"}[t.family]
+	return nil, false, catalogue.New("SD-602", "firewall", t.name, "family", shown, "tool", t.tool)
+}
+
+func (toolless) list() ([]Rule, error) { return nil, nil }
+
+func (toolless) close(Rule) error { return nil }
 
 // toolPath is where tools are looked for; tests narrow it.
 var toolPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

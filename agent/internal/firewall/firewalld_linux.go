@@ -155,26 +155,33 @@ type zone struct {
 }
 
 // zones gives the zones that the rule's packets come to: for one address that of its source, else that of the interface it
-// is reached by; for many addresses all that are active.
+// is reached by; for many addresses all that are active, and the default one.
 func (f *firewalld) zones(rule Rule) ([]string, error) {
 	text, err := runTool(f.tool, "--get-active-zones")
 	if err != nil {
 		return nil, err
 	}
 	active := parseZones(text)
-	if address, err := netip.ParseAddr(rule.Source); err == nil {
+	address, notOne := netip.ParseAddr(rule.Source)
+	if notOne == nil {
 		if name := zoneOf(active, address, interfaceTowards(address)); name != "" {
 			return []string{name}, nil
 		}
-	} else if len(active) > 0 {
-		var names []string
-		for _, z := range active {
-			names = append(names, z.name)
-		}
-		return names, nil
 	}
-	name, err := runTool(f.tool, "--get-default-zone")
-	return []string{strings.TrimSpace(name)}, err
+	// Interfaces that no zone lists are in the default one.
+	standard, err := runTool(f.tool, "--get-default-zone")
+	if err != nil {
+		return nil, err
+	}
+	names := []string{strings.TrimSpace(standard)}
+	if notOne != nil {
+		for _, z := range active {
+			if !slices.Contains(names, z.name) {
+				names = append(names, z.name)
+			}
+		}
+	}
+	return names, nil
 }
 
 // parseZones reads `firewall-cmd --get-active-zones`.

@@ -57,12 +57,15 @@ func newXtables(tool, family, kind string, managers []filter) (*xtables, error) 
 
 // findLegacy gives the legacy filter table of a family where there is one. Asking the tool where there is
 // none would make one.
-func findLegacy(family string, managers []filter) (*xtables, error) {
-	path := "/proc/net/ip_tables_names"
+func findLegacy(family string, managers []filter) (filter, error) {
+	file := "ip_tables_names"
 	if family == IPv6 {
-		path = "/proc/net/ip6_tables_names"
+		file = "ip6_tables_names"
 	}
-	names, err := os.ReadFile(path)
+	names, err := os.ReadFile("/proc/thread-self/net/" + file) // this thread's network namespace; all threads have one but in tests
+	if err != nil {
+		names, err = os.ReadFile("/proc/net/" + file) // kernels before 3.17
+	}
 	if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
 		return nil, nil
 	}
@@ -72,7 +75,7 @@ func findLegacy(family string, managers []filter) (*xtables, error) {
 		if err != nil || !drops {
 			return nil, nil
 		}
-		return nil, missing(KindLegacy, family, iptablesName(family))
+		return toolless{KindLegacy, family, iptablesName(family)}, nil
 	}
 	return newXtables(tool, family, KindLegacy, managers)
 }

@@ -59,11 +59,12 @@ func findTables(chains []chain, managers []filter) (filters []filter, err error)
 				continue
 			}
 			if filtering && nft == "" {
-				return nil, missing(KindIptables, family, iptablesName(family))
+				filters = append(filters, toolless{KindIptables, family, iptablesName(family)})
+				continue
 			}
 		}
 		if filtering && nft == "" {
-			return nil, missing(KindNftables, family, "nft")
+			filters = append(filters, toolless{KindNftables, family, "nft"})
 		}
 		if i >= 0 {
 			listed[i].filtering = filtering
