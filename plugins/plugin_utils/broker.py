@@ -442,11 +442,12 @@ def main(words: list[str]) -> int:
         problem = error if isinstance(error, SojournError) else SojournError(
             'SD-902', step='starting the broker', detail=error, log=broker_client.log_path(options.folder))
         message = {'error': problem.to_dict()}
+    if message:
+        _remove_folder(options.folder)
     with contextlib.suppress(OSError):
         os.write(options.ready, json.dumps(message).encode() + b'\n')
     os.close(options.ready)
     if message:
-        _remove_folder(options.folder)
         return 1
     log.info('run %s, owner %d', broker.run, options.owner)
     broker.serve()

@@ -41,15 +41,15 @@ OLDEST_KERNEL = (3, 2)
 _LOOK = '; '.join((
     'LC_ALL=C', 'export LC_ALL', 'u=`id -u`',
     'echo "system `uname -s`"', 'echo "machine `uname -m`"', 'echo "release `uname -r`"', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
-    'if [ "$u" != 0 ]; then if command -v sudo >/dev/null 2>&1; then if sudo -n true >/dev/null 2>&1; then echo "sudo free"; else echo "sudo asks"; fi; '
-    'else echo "sudo missing"; fi; fi',
+    'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if sudo -n true >/dev/null 2>&1; then echo "sudo free"; else echo "sudo asks"; fi; '
+    'else echo "sudo missing"; fi',
 ))
 #: Makes the folder. $1 is its name, $2 the session, the rest are the candidates.
 _FOLDER = '; '.join((
     'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'shift 2',
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
     'if mkdir "$f" 2>/dev/null; then '
-    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#!/bin/sh\\nexit 0\\n" > "$f/agent" && chmod 700 "$f/agent"; then '
+    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#\\041/bin/sh\\nexit 0\\n" > "$f/agent" && chmod 700 "$f/agent"; then '
     'if "$f/agent" 2>/dev/null; then echo "folder $f"; break; else echo "skip $d is mounted noexec"; fi; '
     'else echo "skip $d is full"; fi; rm -rf "$f"; '
     'elif [ -d "$f" ]; then echo "exists $f"; break; '

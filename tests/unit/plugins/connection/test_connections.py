@@ -1,0 +1,144 @@
+"""What is Linux's and Windows' own in the two connections."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.plugins.become.sudo import BecomeModule
+from ansible.plugins.loader import get_shell_plugin
+
+from ansible_collections.sojourn.deploy.plugins.connection import smb, ssh
+from ansible_collections.sojourn.deploy.plugins.doc_fragments.connection import ModuleDocFragment
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import ansible_error
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+# Becoming another user
+
+
+@pytest.fixture
+def become() -> BecomeModule:
+    become = BecomeModule()
+    options = {"become_user": "root", "become_exe": "sudo", "become_flags": "-H -S -n", "become_pass": "Geheim1!", "sudo_chdir": None}
+    become.get_option = lambda name, *unused, **unused_more: options[name]
+    become.options = options
+    become.command = become.build_become_command("/bin/sh -c 'id'", get_shell_plugin(shell_type="sh"))
+    return become
+
+
+def test_the_talk_with_sudo(become: BecomeModule) -> None:
+    talk = ssh.BecomeTalk(become, b"input", "web1")
+    prompt = become.prompt.encode()
+    assert talk("stderr", prompt[:10]) is None
+    assert talk("stderr", prompt[10:]) == (b"Geheim1!\n", False)
+    assert talk("stderr", b"\n") is None
+    assert talk("stdout", become.success[:5].encode()) is None
+    assert talk("stdout", become.success[5:].encode() + b"\n") == (b"input", True)
+    assert talk("stdout", b"output\n") is None
+    talk.check_end()
+    assert talk.strip(become.success.encode() + b"\noutput\n") == b"output\n"
+    assert talk.strip_prompt(prompt + b"\nwarning\n") == b"warning\n"
+
+
+def test_sudo_that_asks_for_nothing(become: BecomeModule) -> None:
+    talk = ssh.BecomeTalk(become, None, "web1")
+    assert talk("stdout", f"{become.success}\n".encode()) == (b"", True)
+
+
+@pytest.mark.parametrize("answer", ["Sorry, try again.\n", "prompt"])
+def test_a_wrong_password(become: BecomeModule, answer: str) -> None:
+    talk = ssh.BecomeTalk(become, b"input", "web1")
+    assert talk("stderr", become.prompt.encode())
+    with pytest.raises(AnsibleError, match=r"\[web1\] Incorrect sudo password"):
+        talk("stderr", become.prompt.encode() if answer == "prompt" else answer.encode())
+
+
+def test_sudo_that_ends_instead(become: BecomeModule) -> None:
+    talk = ssh.BecomeTalk(become, b"input", "web1")
+    talk("stderr", b"deployer is not in the sudoers file.\n")
+    with pytest.raises(AnsibleError, match=r"\[web1\] sudo ended before the command began: deployer is not in the sudoers file"):
+        talk.check_end()
+
+
+# Command lines
+
+
+@pytest.mark.parametrize("command", ["echo a", "printf '%s' '\x1b[1m\x07' \"$X\" 'q\"x' \\\\0101", "echo \udcff\udc80", "echo '\ufffe'"])
+def test_any_command_can_be_carried(command: str) -> None:
+    carried = ssh._carriable(command)
+    carried.encode("utf-8")
+    assert all(character >= " " for character in carried)
+    raw = command.encode("utf-8", "surrogateescape")
+    for shell in ("sh", "bash"):
+        expected = subprocess.run([shell, "-c", raw], capture_output=True, env={"X": "y"}, check=False).stdout
+        assert subprocess.run([shell, "-c", carried], capture_output=True, env={"X": "y"}, check=False).stdout == expected
+
+
+def windows(shell: str) -> SimpleNamespace:
+    return SimpleNamespace(_shell=get_shell_plugin(shell_type=shell))
+
+
+def line(shell: str, command: str) -> str:
+    return smb.Connection._command_line(windows(shell), command)
+
+
+def test_powershell_text_is_encoded_and_command_lines_are_left() -> None:
+    encoded = line("powershell", "Get-Item 'C:\\x'; \"汉语\"")
+    words = encoded.split()
+    assert words[0].lower() == "powershell" and words[-2] == "-EncodedCommand"
+    assert "汉语" in base64.b64decode(words[-1]).decode("utf-16-le")
+    assert line("powershell", encoded) == encoded
+    assert line("powershell", "type x | y") == 'cmd.exe /d /s /c "type x | y"'
+
+
+def test_the_command_prompt() -> None:
+    assert line("cmd", 'echo "a b" & ver') == 'cmd.exe /d /s /c "echo "a b" & ver"'
+    encoded = line("powershell", "1")
+    assert line("cmd", encoded) == encoded
+
+
+@pytest.mark.parametrize(
+    ("errors", "text"),
+    [
+        (b"plain", b"plain"),
+        (b"", b""),
+        (
+            b'before\r\n#< CLIXML\r\n<Objs Version="1.1.0.1" xmlns="x"><S S="Error">one &lt;_x000D__x000A_</S><S S="Warning">no</S>'
+            b'<S S="Error">two _xD83D__xDCA9__x000D__x000A_</S></Objs>',
+            "before\r\none <\r\ntwo \U0001f4a9\r\n".encode(),
+        ),
+    ],
+)
+def test_clixml(errors: bytes, text: bytes) -> None:
+    assert smb.without_clixml(errors) == text
+
+
+# What Ansible sees
+
+
+def test_kinds_of_errors() -> None:
+    assert isinstance(ansible_error(SojournError("SD-301", user="x", detail="y")), AnsibleConnectionFailure)
+    failed = ansible_error(SojournError("SD-706", path="x", detail="y"))
+    assert isinstance(failed, AnsibleError) and not isinstance(failed, AnsibleConnectionFailure)
+
+
+def test_what_ansible_and_awx_depend_on() -> None:
+    common = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
+    for module in (ssh, smb):
+        options = {**common, **yaml.safe_load(module.DOCUMENTATION)["options"]}
+        # -k and AWX's machine credentials find the option by this name only.
+        assert {"name": "ansible_password"} in options["password"]["vars"]
+        assert {"name": "remote_user"} in options["remote_user"]["keyword"] and {"name": "ansible_user"} in options["remote_user"]["vars"]
+        assert {"name": "ansible_host"} in options["remote_addr"]["vars"]
+        assert {"name": "port"} in options["port"]["keyword"]
+        assert "connection_timeout" in options  # win_reboot asks for it
+        for name, option in options.items():
+            assert option.get("vars") or option.get("env"), name
+            assert option["description"], name
+    assert smb.Connection.module_implementation_preferences == (".ps1", ".exe", "") and not smb.Connection.allow_executable
+    assert smb.Connection.is_pipelining_enabled(SimpleNamespace(), wrap_async=True)
+    assert ssh.Connection.has_pipelining and not ssh.Connection.has_tty

@@ -1,0 +1,276 @@
+"""The broker as a process: started once, private, told of its run's end; and its client, which must be quick to import."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Agent
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+
+SECRET = "Geheim1!-nowhere"
+
+
+class Run:
+    """Stands for an ansible-playbook."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        self.folder = Path(broker_client.run_folder(self.process.pid))
+
+    def connect(self) -> socket.socket:
+        connection = broker_client.connect(self.process.pid)
+        assert connection is not None
+        return connection
+
+    def brokers(self) -> list[int]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+            except OSError:
+                continue
+            if str(self.folder).encode() in words and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(entry.name))
+        return found
+
+    def wait_gone(self, seconds: float = 10) -> None:
+        for pid in self.brokers():
+            wait_end(pid, seconds)
+        assert not self.folder.exists()
+
+
+def wait_end(pid: int, seconds: float) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], seconds)[0], f"{pid} did not end"
+    finally:
+        os.close(descriptor)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    base = tmp_path / "r"
+    base.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+    if len(str(base)) >= 40:  # as the client has it: a socket's path is short
+        monkeypatch.setattr(broker_client, "_private_base", lambda: f"/tmp/sojourn-test-{os.getpid()}")
+    run = Run()
+    try:
+        yield run
+    finally:
+        run.process.kill()
+        run.process.wait()
+        for pid in run.brokers():
+            wait_end(pid, 20)
+
+
+def target(**options: Any) -> Target:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = probe.getsockname()[1]
+    return Target.make(options.pop("way_in", "ssh"), "::1", port=port, user="root", password=SECRET, host="web1", **options)
+
+
+def test_without_a_broker_nothing_is_started(run: Run) -> None:
+    agent = Agent(target(), run.process.pid)
+    assert agent.present() is False
+    assert agent.remove() == {"changed": False, "removed": []}
+    assert not run.folder.exists() and run.brokers() == []
+
+
+def test_many_workers_start_one_broker(run: Run) -> None:
+    barrier = threading.Barrier(20)
+    connections = []
+
+    def come() -> None:
+        barrier.wait()
+        connections.append(run.connect())
+
+    threads = [threading.Thread(target=come) for unused in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(connections) == 20 and len(run.brokers()) == 1
+    for connection in connections:
+        connection.close()
+
+
+def test_its_folder_is_private_and_goes_with_it(run: Run) -> None:
+    run.connect().close()
+    for path in (run.folder, run.folder.parent, *run.folder.iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert stat.S_ISSOCK((run.folder / "socket").stat().st_mode)
+    pids = run.brokers()
+    begin = time.monotonic()
+    run.process.kill()
+    run.process.wait()
+    wait_end(pids[0], 10)
+    assert time.monotonic() - begin < 2
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_told_to_end(run: Run, number: int) -> None:
+    run.connect().close()
+    pid = run.brokers()[0]
+    os.kill(pid, number)
+    wait_end(pid, 10)
+    assert not run.folder.exists()
+
+
+def test_the_runs_signals_do_not_reach_it(run: Run) -> None:
+    run.connect().close()
+    pid = run.brokers()[0]
+    assert os.getsid(pid) == pid and os.getpgid(pid) == pid
+    for number in (signal.SIGINT, signal.SIGHUP):
+        os.kill(pid, number)
+    assert Agent(target(), run.process.pid).present() is False
+    assert run.brokers() == [pid]
+
+
+def test_a_killed_broker_is_replaced(run: Run) -> None:
+    run.connect().close()
+    pid = run.brokers()[0]
+    os.kill(pid, signal.SIGKILL)
+    wait_end(pid, 10)
+    assert (run.folder / "socket").exists()
+    run.connect().close()
+    assert run.brokers() and run.brokers() != [pid]
+
+
+def test_no_broker_for_a_run_that_has_ended(run: Run) -> None:
+    run.process.kill()
+    run.process.wait()
+    gone = run.process.pid
+    with pytest.raises(SojournError, match=r"has ended.*\(SD-902\)"):
+        broker_client.connect(gone)
+    assert not Path(broker_client.run_folder(gone)).exists()
+
+
+@pytest.mark.parametrize("way_in", ["smb", "ssh"])
+def test_errors_come_through_and_secrets_go_nowhere(run: Run, way_in: str) -> None:
+    agent = Agent(target(way_in=way_in), run.process.pid)
+    with pytest.raises(SojournError, match=r"^\[web1\] connecting: Port \d+ of ::1 refuses connections. \(SD-203\) Remedy: ") as caught:
+        agent.deploy()
+    assert agent.present() is False
+    broker = Path(f"/proc/{run.brokers()[0]}")
+    data = (broker / "cmdline").read_bytes() + (broker / "environ").read_bytes() + (run.folder / "broker.log").read_bytes()
+    assert SECRET.encode() not in data and SECRET not in str(caught.value)
+
+
+def test_its_environment_is_only_what_it_needs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD", SECRET)
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    run.connect().close()
+    assert SECRET.encode() not in Path(f"/proc/{run.brokers()[0]}/environ").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"version": 99, "call": "info"},
+        {"version": wire.PROTOCOL_VERSION, "call": "no_such"},
+        {"version": wire.PROTOCOL_VERSION, "call": "info", "target": {}},
+        {"version": wire.PROTOCOL_VERSION},
+        {},
+    ],
+)
+def test_odd_requests_get_an_error_and_do_no_harm(run: Run, request_: dict[str, Any]) -> None:
+    with run.connect() as connection:
+        if request_.get("call") == "no_such":
+            request_["target"] = target().to_dict()
+        wire.send_frame(connection, request_)
+        frame = wire.receive_frame(connection)
+        assert frame is not None and frame[0]["error"]["code"] in ("SD-902", "SD-903")
+    with run.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        try:
+            assert connection.recv(1) == b""
+        except ConnectionResetError:
+            pass
+    assert Agent(target(), run.process.pid).present() is False
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    with pytest.raises(SojournError, match=r"open to other users \(mode 0755\)"):
+        broker_client.make_private_folder(str(folder))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(SojournError, match="is not a folder"):
+        broker_client.make_private_folder(str(link))
+    if os.geteuid() == 0:
+        folder.chmod(0o700)
+        os.chown(folder, 65534, 65534)
+        with pytest.raises(SojournError, match="belongs to another user"):
+            broker_client.make_private_folder(str(folder))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_other_users_are_turned_away(run: Run) -> None:
+    run.connect().close()
+    code = (
+        "import os, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX); os.chdir(os.path.dirname(sys.argv[1]))\n"
+        "s.connect('socket') if len(sys.argv) > 2 else None\n"
+        "os.setuid(65534)\n"
+        "try:\n    s.connect('socket')\nexcept OSError: sys.exit(7)\n"
+        "print(s.recv(1))"
+    )
+    # The folder keeps them out; opened by mistake, the broker itself still asks the kernel who is there.
+    assert subprocess.run([sys.executable, "-c", code, str(run.folder / "socket")], check=False).returncode == 7
+    (run.folder / "socket").chmod(0o777)
+    run.folder.chmod(0o711)
+    run.folder.parent.chmod(0o711)
+    done = subprocess.run([sys.executable, "-c", code, str(run.folder / "socket")], check=False, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "b''\n", done
+    assert "was refused" in (run.folder / "broker.log").read_text()
+
+
+def test_paths_are_a_function_of_the_run() -> None:
+    assert broker_client.run_folder(os.getpid()) == broker_client.run_folder(os.getpid())
+    assert broker_client.run_folder(os.getpid()) != broker_client.run_folder(os.getppid())
+    assert broker_client.start_time(os.getpid()).isdigit() and broker_client.start_time(2**22 + 1) == "0"
+
+
+def test_the_client_is_quick_to_import() -> None:
+    # Inside a worker: ansible-core is loaded already, and paid for.
+    code = (
+        "import json, sys, time\n"
+        "import ansible.plugins.connection, ansible.utils.display\n"
+        "before = set(sys.modules)\n"
+        "begin = time.perf_counter()\n"
+        "import ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client\n"
+        "print(json.dumps([time.perf_counter() - begin, sorted(set(sys.modules) - before)]))"
+    )
+    times = []
+    for unused in range(5):
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+        seconds, modules = json.loads(done.stdout)
+        times.append(seconds)
+        foreign = [name for name in modules if name.partition(".")[0] not in (*sys.stdlib_module_names, "ansible_collections")]
+        assert not foreign, foreign
+    print(f"{min(times) * 1000:.1f} ms")
+    assert min(times) < 0.05

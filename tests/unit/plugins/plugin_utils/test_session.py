@@ -1,0 +1,356 @@
+"""A session with a way in and an agent in memory: one deployment for many, nothing kept after a failure, the lease, jobs, the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import session as session_module
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Job, Session
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Found, Ready, WayIn
+
+RUN = "0123456789ab"
+
+
+class Host:
+    """A target: what is on it, and what happened."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.fail_at = ""
+        self.placed: str | None = None
+        self.running = False
+        self.found: list[Found] = []
+        self.calls: dict[str, Callable[..., Any]] = {}
+        self.configs: list[Config] = []
+
+    def way_in(self, target: Target, run: str) -> WayIn:
+        return FakeWayIn(self, target, run)
+
+    def channel(self, endpoint: Any, unused_context: Any) -> Any:
+        return FakeChannel(self)
+
+
+class FakeWayIn(WayIn):
+    def __init__(self, host: Host, target: Target, run: str) -> None:
+        super().__init__(target, run)
+        self.at = host
+
+    def note(self, event: str) -> None:
+        self.at.events.append(event)
+        if self.at.fail_at == event:
+            raise self.error("SD-903", detail=f"failed at {event}")
+
+    def connect(self) -> None:
+        self.peer, self.controller_address = network.Peer(10, ("::1", 22, 0, 0)), "::2"
+        self.note("connect")
+
+    def place(self, session: str) -> None:
+        if self.at.placed is not None:
+            raise AlreadyPlaced(self.at.placed)
+        self.at.placed = session
+        self.note("place")
+
+    def start(self, config: Config) -> Ready:
+        self.at.configs.append(config)
+        self.note("start")
+        self.at.running = True
+        return Ready(self.run, 1, 62286, "ab" * 32, "none", "b")
+
+    def undo(self) -> None:
+        self.note("undo")
+        self.at.placed, self.at.running = None, False
+
+    def wait_removed(self, patience: float = 1.0) -> list[str]:
+        self.note("wait_removed")
+        self.at.placed, self.at.running = None, False
+        return ["service x"]
+
+    def find(self) -> list[Found]:
+        self.note("find")
+        return list(self.at.found)
+
+    def remove_found(self, found: Found) -> None:
+        self.note(f"remove {found.kind}")
+        if found.kind == "firewall-rule":
+            raise self.error("SD-801", what="it", detail="no")
+
+    def release(self) -> None:
+        self.note("release")
+
+
+class FakeChannel:
+    def __init__(self, host: Host) -> None:
+        self.at = host
+        self.closed = False
+
+    def call(self, operation: str, *, wait: float = 0, patience: float = 0, **arguments: Any) -> Any:
+        self.at.events.append(operation)
+        if self.at.fail_at == operation:
+            raise SojournError("SD-503", step=operation, detail="gone")
+        if operation in self.at.calls:
+            return self.at.calls[operation](**arguments)
+        return {"GetInfo": {"folder": "/tmp/x", "operating_system": "linux", "service_name": "x"}, "Shutdown": 0, "RenewLease": 1.0}.get(operation)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    host = Host()
+    monkeypatch.setattr(session_module, "make_way_in", host.way_in)
+    monkeypatch.setattr(session_module.channel_module, "Channel", host.channel)
+    return host
+
+
+CREDENTIALS = RunCredentials(RUN)
+
+
+def make(host: Host, find_other: Callable[[str], Any] = lambda unused: None, token: str = "t", **options: Any) -> Session:
+    return Session(Target.make("ssh", "::1", host="web1", **options), RUN, CREDENTIALS, token, find_other)
+
+
+def test_deploys_once_and_tells_what_it_took(host: Host) -> None:
+    session = make(host, lease_seconds=60, agent_ports="5-6")
+    assert not session.live
+    first = session.deploy()
+    assert first["changed"] and set(first["seconds"]) == {"connect", "upload", "start", "first_call"} and session.live
+    assert host.events == ["connect", "place", "start", "GetInfo", "release"]
+    assert host.configs == [Config(RUN, CREDENTIALS.fingerprint, ["::2"], {"first": 5, "last": 6}, 60.0)]
+    second = session.deploy()
+    assert not second["changed"] and second["info"] == first["info"] and len(host.events) == 5
+
+
+def test_many_at_once_deploy_once(host: Host) -> None:
+    session = make(host)
+    with ThreadPoolExecutor(20) as pool:
+        results = list(pool.map(lambda unused: session.deploy(), range(20)))
+    assert sum(result["changed"] for result in results) == 1 and host.events.count("place") == 1
+
+
+@pytest.mark.parametrize("step", ["connect", "place", "start", "GetInfo"])
+def test_after_a_failure_nothing_is_kept(host: Host, step: str) -> None:
+    session = make(host)
+    host.fail_at = step
+    with pytest.raises(SojournError):
+        session.deploy()
+    assert not session.live and host.events[-1] == "release"
+    if step != "connect":
+        assert host.events[-2] == "undo" and host.placed is None and not host.running
+    host.fail_at = ""
+    assert session.deploy()["changed"]
+
+
+def test_the_address_that_the_user_gives_is_the_one_admitted(host: Host) -> None:
+    make(host, controller_address="2001:db8::9").deploy()
+    assert host.configs[0].controller_addresses == ["2001:db8::9"]
+
+
+def test_a_second_name_joins_the_first(host: Host) -> None:
+    sessions: dict[str, Session] = {}
+    first, second = (make(host, sessions.get, token) for token in ("one", "two"))
+    sessions.update(one=first, two=second)
+    first.deploy()
+    assert not second.deploy()["changed"] and second.live
+    assert host.events.count("start") == 1
+    assert second.remove()["changed"] and not first.live and not second.live
+
+
+def test_an_own_agent_that_died_is_cleared_away(host: Host) -> None:
+    host.placed = "of a session that nobody knows any more"
+    assert make(host).deploy()["changed"]
+    assert host.events[:5] == ["connect", "wait_removed", "place", "start", "GetInfo"]
+
+
+def test_a_lost_agent_is_deployed_anew(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    host.fail_at = "Stat"
+    with pytest.raises(SojournError):
+        session.call("Stat", Path="/")
+    assert not session.live
+    host.fail_at, host.placed = "", None
+    session.call("Stat", Path="/")
+    assert session.live and host.events.count("place") == 2
+
+
+def test_the_lease_is_renewed_in_time(host: Host) -> None:
+    session = make(host, lease_seconds=2)
+    session.deploy()
+    deadline = time.monotonic() + 5
+    while host.events.count("RenewLease") < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    session.remove()
+    count = host.events.count("RenewLease")
+    time.sleep(0.7)
+    assert host.events.count("RenewLease") == count
+
+
+def test_removing(host: Host) -> None:
+    session = make(host)
+    assert session.remove() == {"changed": False, "removed": []} and host.events == []
+    session.deploy()
+    host.events.clear()
+    assert session.remove() == {"changed": True, "removed": ["service x"]}
+    assert sorted(host.events) == ["Shutdown", "connect", "release", "wait_removed"]
+    assert not session.live
+    assert session.remove()["changed"] is False
+
+
+def test_removing_an_agent_that_is_gone_looks_all_the_same(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    host.fail_at = "Shutdown"
+    assert session.remove()["changed"] and host.placed is None
+
+
+def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    host.calls["Shutdown"] = lambda: 1
+    left = [3]
+
+    def info() -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise SojournError("SD-503", step="x", detail="gone")
+
+    host.calls["GetInfo"] = info
+    session.remove()
+    assert left[0] == -1
+
+
+# Jobs
+
+
+def execution(out: bytes = b"", err: bytes = b"", at: tuple[int, int] = (0, 0), **more: Any) -> dict[str, Any]:
+    return {
+        "handle": "7", "running": False, "exit_code": 0, "timed_out": False, "seconds": 1.0, "standard_output_offset": at[0], "standard_output": out,
+        "standard_error_offset": at[1], "standard_error": err, **more,
+    }  # fmt: skip
+
+
+def run(session: Session, job: Job | None = None, **arguments: Any) -> tuple[dict[str, Any], list[tuple[str, bytes]]]:
+    seen: list[tuple[str, bytes]] = []
+    return session.execute(arguments, arguments.pop("data", None), lambda stream, data: seen.append((stream, data)), job or Job()), seen
+
+
+def test_output_is_passed_on_once_even_if_it_comes_twice(host: Host) -> None:
+    session = make(host)
+    answers = [execution(b"lo w", at=(3, 0)), execution(b"world", b"e", at=(6, 0), exit_code=3)]
+
+    def read(StandardOutputOffset: int, **unused: Any) -> Any:
+        return {**answers.pop(0), "running": bool(answers)}
+
+    host.calls["Execute"] = lambda **unused: execution(b"hello", running=True, exit_code=None)
+    host.calls["ReadOutput"] = read
+    result, seen = run(session, command_line="x")
+    assert b"".join(data for stream, data in seen if stream == "stdout") == b"hello world"
+    assert result == {"exit_code": 3, "timed_out": False, "seconds": 1.0}
+    deadline = time.monotonic() + 5
+    while "Release" not in host.events:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_caller_that_goes_away_kills(host: Host) -> None:
+    session = make(host)
+    job, killed = Job(), threading.Event()
+    host.calls["Execute"] = lambda **unused: execution(running=True)
+    host.calls["Signal"] = lambda **arguments: (arguments == {"Handle": "7", "Name": "kill", "Tree": True}) and killed.set()
+    host.calls["ReadOutput"] = lambda **unused: execution(running=not killed.wait(5), exit_code=137)
+    threading.Timer(0.2, job.cancel).start()
+    assert run(session, job, command_line="x")[0]["exit_code"] == 137
+    assert host.events.count("Signal") == 1
+    job.cancel()
+    assert host.events.count("Signal") == 1
+
+
+def test_a_caller_that_was_gone_before_there_was_a_process(host: Host) -> None:
+    session = make(host)
+    job = Job()
+    job.cancel()
+    host.calls["Execute"] = lambda **unused: execution(running=True)
+    host.calls["ReadOutput"] = lambda **unused: execution()
+    result, seen = run(session, job, command_line="x")
+    assert "Signal" in host.events and seen == []
+
+
+def test_input_that_comes_early_is_kept(host: Host) -> None:
+    session = make(host)
+    job, written = Job(), []
+    job.write(b"early", False)
+    host.calls["Execute"] = lambda **unused: execution(running=True)
+    host.calls["WriteInput"] = lambda **arguments: written.append(arguments)
+    host.calls["ReadOutput"] = lambda **unused: (job.write(b"", True), execution())[1]
+    run(session, job, command_line="x", keep_input_open=True)
+    assert written == [{"Handle": "7", "Data": b"early", "Close": None}, {"Handle": "7", "Data": None, "Close": True}]
+
+
+# Leftovers
+
+DEAD = [Found("service", "sojourn-aaaaaaaaaaaa", "a" * 12, False), Found("firewall-rule", "sojourn-aaaaaaaaaaaa", "a" * 12, False)]
+LIVE = [Found("folder", "sojourn-bbbbbbbbbbbb", "b" * 12, True)]
+
+
+def test_cleanup_where_nothing_is_only_looks(host: Host) -> None:
+    assert make(host).cleanup(None, False) == {"changed": False, "leftovers": []}
+    assert host.events == ["connect", "find", "release"]
+
+
+def test_cleanup_spares_the_living_without_deploying(host: Host) -> None:
+    host.found = LIVE
+    result = make(host).cleanup(None, False)
+    assert not result["changed"] and [item["state"] for item in result["leftovers"]] == ["live"] and "place" not in host.events
+
+
+def test_cleanup_in_check_mode_changes_nothing(host: Host) -> None:
+    host.found = DEAD + LIVE
+    result = make(host).cleanup(None, True)
+    assert result["changed"] and [item["state"] for item in result["leftovers"]] == ["removed", "removed", "live"]
+    assert host.events == ["connect", "find", "release"]
+
+
+def test_cleanup_has_the_agent_remove(host: Host) -> None:
+    host.found = DEAD
+    host.calls["RemoveLeftovers"] = lambda **arguments: [{"kind": "service", "name": "sojourn-" + "a" * 12, "run": "a" * 12, "state": "removed", "detail": None}]
+    result = make(host).cleanup(None, False)
+    assert result["changed"] and result["leftovers"][0]["state"] == "removed"
+    assert host.placed is None and "Shutdown" in host.events
+
+
+def test_cleanup_without_an_agent_does_what_it_can(host: Host) -> None:
+    host.found = DEAD + LIVE
+    host.fail_at = "start"
+    result = make(host).cleanup(None, False)
+    assert [(item["kind"], item["state"]) for item in result["leftovers"]] == [("service", "removed"), ("firewall-rule", "failed"), ("folder", "live")]
+    assert "failed at start" in result["leftovers"][1]["detail"]
+    host.events.clear()
+    forced = make(host).cleanup("b" * 12, False)
+    assert [(item["run"], item["state"]) for item in forced["leftovers"]] == [("b" * 12, "removed")]
+
+
+def test_cleanup_ends_the_own_session_first(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    assert session.cleanup(None, False) == {"changed": True, "leftovers": []}
+    assert host.placed is None and not session.live
+
+
+def test_paths_are_absolute_on_the_target(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    assert session.absolute("a/b") == "/tmp/x/a/b" and session.absolute("/etc/x") == "/etc/x"
+    session._info = {"folder": "C:\\Windows\\sojourn-1", "operating_system": "windows"}
+    assert session.absolute("a/b") == "C:\\Windows\\sojourn-1\\a\\b" and session.absolute("D:\\x") == "D:\\x" and session.absolute("\\\\s\\x") == "\\\\s\\x"

@@ -1,0 +1,167 @@
+"""Host keys as OpenSSH has them, and the scripts that run on targets."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import ssh_client, way_in_ssh
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ssh_client import Client, HostKeyChanged, HostKeyUnknown, host_names, known_keys
+
+KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIGRlc3Qta2V5LW9uZS1mb3ItdGhlLXVuaXQtdGVzdHMh"
+OTHER = "AAAAC3NzaC1lZDI1NTE5AAAAIG90aGVyLWtleS1vbmUtZm9yLXRoZS11bml0LXRlc3Rz"
+
+
+def check(folder: Path, lines: str, address: str = "fd73::1", port: int = 22, key: str = KEY) -> None:
+    path = folder / "known_hosts"
+    path.write_text(lines)
+    known = known_keys([str(path), str(folder / "none")], host_names(address, port))
+    Client.check_host_key(SimpleNamespace(get_base64=lambda: key), known)
+
+
+@pytest.mark.parametrize(
+    ("lines", "address", "port"),
+    [
+        (f"fd73::1 ssh-ed25519 {KEY}", "fd73::1", 22),
+        (f"# comment\n\nother,fd73::1,web1 ssh-ed25519 {KEY} a comment", "fd73::1", 22),
+        (f"WEB1 ssh-ed25519 {KEY}", "Web1", 22),
+        (f"[fd73::1]:2222 ssh-ed25519 {KEY}", "fd73::1", 2222),
+        (f"[web1]:2222 ssh-ed25519 {KEY}", "web1", 2222),
+        (f"*.example,!bad.example ssh-ed25519 {KEY}", "web1.example", 22),
+        (f"web? ssh-ed25519 {KEY}", "web1", 22),
+        (f"web1 ssh-rsa AAAA\nweb1 ssh-ed25519 {KEY}", "web1", 22),
+        (f"web1 ssh-ed25519 {OTHER}\nweb1 ssh-ed25519 {KEY}", "web1", 22),
+    ],
+)
+def test_known(tmp_path: Path, lines: str, address: str, port: int) -> None:
+    check(tmp_path, lines, address, port)
+
+
+@pytest.mark.parametrize(
+    ("lines", "address", "port"),
+    [
+        ("", "web1", 22),
+        (f"web2 ssh-ed25519 {KEY}", "web1", 22),
+        (f"web1 ssh-ed25519 {KEY}", "web1", 2222),
+        (f"[web1]:2222 ssh-ed25519 {KEY}", "web1", 22),
+        (f"*.example,!bad.example ssh-ed25519 {KEY}", "bad.example", 22),
+        ("web1", "web1", 22),
+        (f"@cert-authority web1 ssh-ed25519 {KEY}", "web1", 22),
+        (f"|1|bad|hash ssh-ed25519 {KEY}", "web1", 22),
+    ],
+)
+def test_unknown(tmp_path: Path, lines: str, address: str, port: int) -> None:
+    with pytest.raises(HostKeyUnknown):
+        check(tmp_path, lines, address, port)
+
+
+@pytest.mark.parametrize("lines", [f"web1 ssh-ed25519 {OTHER}", "web1 ssh-rsa AAAA", f"web1 ssh-ed25519 {KEY}\n@revoked * ssh-ed25519 {KEY}"])
+def test_changed_or_revoked(tmp_path: Path, lines: str) -> None:
+    with pytest.raises(HostKeyChanged):
+        check(tmp_path, lines, "web1")
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
+def test_hashed_by_openssh_itself(tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    path.write_text(f"fd73::1 ssh-ed25519 {KEY}\n[web1]:2222 ssh-ed25519 {KEY}\n")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", path], check=True, capture_output=True)
+    text = path.read_text()
+    assert "fd73" not in text and text.count("|1|") == 2
+    check(tmp_path, text, "fd73::1", 22)
+    check(tmp_path, text, "web1", 2222)
+    with pytest.raises(HostKeyUnknown):
+        check(tmp_path, text, "web1", 22)
+
+
+def test_remembering(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "known_hosts"
+    key = SimpleNamespace(get_name=lambda: "ssh-ed25519", get_base64=lambda: KEY)
+    ssh_client.remember(str(path), "fd73::1", key)
+    path.write_text(path.read_text().rstrip("\n"))  # as an editor may leave it
+    ssh_client.remember(str(path), "[fd73::1]:2222", key)
+    assert path.read_text() == f"fd73::1 ssh-ed25519 {KEY}\n[fd73::1]:2222 ssh-ed25519 {KEY}\n"
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_keys_of_every_kind(tmp_path: Path, kind: str) -> None:
+    import paramiko
+
+    for name, passphrase in (("open", ""), ("closed", "Geheim1!")):
+        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-f", tmp_path / name], check=True)
+        fingerprint = subprocess.run(["ssh-keygen", "-l", "-f", tmp_path / name], check=True, capture_output=True, text=True).stdout.split()[1]
+        assert ssh_client.fingerprint(ssh_client.load_key(str(tmp_path / name), passphrase or None)) == fingerprint
+    with pytest.raises(paramiko.SSHException, match="passphrase"):
+        ssh_client.load_key(str(tmp_path / "closed"), None)
+    with pytest.raises(OSError):
+        ssh_client.load_key(str(tmp_path / "none"), None)
+
+
+# The scripts
+
+SCRIPTS = {name: value for name, value in vars(way_in_ssh).items() if re.fullmatch(r"_[A-Z]+", name) and isinstance(value, str)}
+SHELLS = [shell for shell in ("dash", "bash", "busybox", "ksh", "zsh") if shutil.which(shell)]
+
+
+def sh(script: str, *arguments: str, shell: str = "sh", **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["busybox", "sh"] if shell == "busybox" else [shell]
+    return subprocess.run([*command, "-c", script, "sh", *arguments], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+def test_scripts_survive_any_login_shell() -> None:
+    assert len(SCRIPTS) >= 6
+    for name, script in SCRIPTS.items():
+        assert "\n" not in script and "!" not in script, name
+        assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0, name
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_folder_script(tmp_path: Path, shell: str) -> None:
+    full, writable, missing = tmp_path / "not a folder", tmp_path / "with blank", tmp_path / "missing"
+    full.touch()
+    writable.mkdir()
+    done = sh(way_in_ssh._FOLDER, "sojourn-1", "token", str(missing), str(full), str(writable), shell=shell)
+    assert done.stdout.splitlines() == [f"skip {missing} does not exist", f"skip {full} does not exist", f"folder {writable}/sojourn-1"], done
+    assert (writable / "sojourn-1" / "session").read_text() == "token"
+    assert (writable / "sojourn-1").stat().st_mode & 0o777 == 0o700
+    again = sh(way_in_ssh._FOLDER, "sojourn-1", "other", str(writable), shell=shell)
+    assert again.stdout == f"exists {writable}/sojourn-1\n"
+    assert sh(way_in_ssh._WHOSE, f"{writable}/sojourn-1/session", shell=shell).stdout == "token"
+    home = sh(way_in_ssh._FOLDER, "sojourn-2", "t", "", shell=shell, HOME=str(tmp_path))
+    assert home.stdout == f"folder {tmp_path}/sojourn-2\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_removing_script(tmp_path: Path, shell: str) -> None:
+    place = tmp_path / "with blank"
+    (place / "sojourn-000000000000" / "inner").mkdir(parents=True)
+    (place / "sojourn-000000000001").mkdir()
+    (place / "sojourn-000000000000" / "link").symlink_to(place / "sojourn-000000000001")
+    done = sh(way_in_ssh._REMOVE, "sojourn-000000000000", "0", str(place), str(tmp_path / "none"), shell=shell)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in place.iterdir()] == ["sojourn-000000000001"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_finding_script(tmp_path: Path, shell: str) -> None:
+    (tmp_path / "sojourn-000000000000").mkdir()
+    (tmp_path / "sojourn-000000000001").touch()
+    done = sh(way_in_ssh._FIND, str(tmp_path), str(tmp_path / "none"), shell=shell)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("folder")]
+    assert lines == [f"folder dead sojourn-000000000000 {tmp_path}/sojourn-000000000000"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_looking_script(shell: str) -> None:
+    done = sh(way_in_ssh._LOOK, shell=shell, SSH_CONNECTION="fd73::2 50000 fd73::1 22")
+    facts = dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+    assert facts["system"] == os.uname().sysname and facts["machine"] == os.uname().machine and facts["user"] == str(os.geteuid())
+    assert facts["ssh"] == "fd73::2 50000 fd73::1 22"
