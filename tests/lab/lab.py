@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--linux", type=int, default=1, metavar="N")
     up.add_argument("--windows", type=int, default=1, metavar="M")
     up.add_argument("--firewall", choices=FIREWALLS, default="nftables", help="of the Linux targets (%(default)s)")
+    up.add_argument("--domain", action="store_true", help="with a domain controller; the Windows targets are members of its domain")
     up.add_argument("--family", choices=("ipv6", "ipv4", "link-local"), default="ipv6", help="of the printed inventory")
     down = verb("down", "take a lab away")
     down.add_argument("--all", action="store_true", help="every lab on this machine")
@@ -106,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     lab = Lab(options.name)
     if verb == "up":
-        lab.up(options.linux, options.windows, options.firewall)
+        lab.up(options.linux, options.windows, options.firewall, options.domain)
         print(inventory(lab, options.family), end="")
     elif verb == "down":
         lab.down()
