@@ -23,13 +23,15 @@ import (
 
 // Deadlines of a connection. A transfer may take as long as it likes while bytes move.
 const (
-	headerTimeout = 10 * time.Second
-	idleTimeout   = 10 * time.Minute
-	stallTimeout  = 60 * time.Second // no byte in this time: the peer is gone
-	drainTimeout  = 60 * time.Second
-	headerBytes   = 16 << 10
-	copyBytes     = 128 << 10
+	idleTimeout  = 10 * time.Minute
+	stallTimeout = 60 * time.Second // no byte in this time: the peer is gone
+	drainTimeout = 60 * time.Second
+	headerBytes  = 16 << 10
+	copyBytes    = 128 << 10
 )
+
+// headerTimeout is how long a connection may take for its handshake and each request's header; tests shorten it.
+var headerTimeout = 10 * time.Second
 
 // call is one request on its way: what an operation may need of it besides its message.
 type call struct {

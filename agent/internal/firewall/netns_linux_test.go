@@ -81,6 +81,14 @@ func inNamespaces(t *testing.T, tools []string, work func(t *testing.T, connects
 			return
 		}
 		defer listener.Close()
+		for _, address := range []string{"fd73::1", "198.18.0.1"} {
+			for tries := 0; !connects(address); tries++ { // a new link takes a moment
+				if tries == 20 {
+					t.Errorf("%s cannot be reached without a filter", address)
+					return
+				}
+			}
+		}
 		// The tools are children of this thread, and so in its namespace.
 		work(t, connects)
 	})
@@ -186,12 +194,6 @@ func testFilter(t *testing.T, setUp, kind, family string, connects func(string) 
 	address, source := "fd73::1", "fd73::2"
 	if family == IPv4 {
 		address, source = "198.18.0.1", "198.18.0.2"
-	}
-	for tries := 0; !connects(address); tries++ { // a new link takes a moment
-		if tries == 10 {
-			t.Error("the port cannot be reached without a filter")
-			return
-		}
 	}
 	shell(t, setUp)
 	before := shell(t, listing)
