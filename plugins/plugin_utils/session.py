@@ -436,7 +436,8 @@ class Session:
             # Over SMB firewall rules do not show: only an agent on the target finds one that is all that is left.
             if not found and self.target.way_in != 'smb':
                 return {'changed': changed, 'leftovers': []}
-            leftovers = self._remove_found(found, run, check)
+            would = [_leftover(item, 'live' if item.live and not run else 'removed', None) for item in found]
+            leftovers = would if check and found else self._remove_found(found, run, check)
             return {'changed': changed or any(item['state'] == 'removed' for item in leftovers), 'leftovers': leftovers}
 
     def _find(self, run: str | None, check: bool) -> list[Found]:
@@ -452,7 +453,7 @@ class Session:
             way_in.release()
 
     def _remove_found(self, found: list[Found], run: str | None, check: bool) -> list[dict[str, t.Any]]:
-        """By an agent, which sees more than the way in does. ``check``: by one that is there, or may be for a moment, and only tells."""
+        """By an agent, which sees more than the way in does; with ``check`` it only tells."""
         if found and run is None and all(item.live for item in found):
             return [_leftover(item, 'live', None) for item in found]
         there = self.live
@@ -466,8 +467,6 @@ class Session:
                     self.remove()
         except SojournError as error:
             log.warning('%s: no agent for the clean-up, the way in does what it can: %s', self.target.host, error)
-            if check:
-                return [_leftover(item, 'live' if item.live and not run else 'removed', None) for item in found]
             return self._remove_by_way_in(found, run, error)
 
     def _remove_by_way_in(self, found: list[Found], run: str | None, cause: SojournError) -> list[dict[str, t.Any]]:

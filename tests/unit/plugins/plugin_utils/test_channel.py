@@ -497,7 +497,7 @@ def test_get_file_that_lies_leaves_nothing(server: Server, channel: Channel, tmp
 
 @pytest.mark.parametrize(
     ("name", "snake"),
-    [("TLSVersion", "tls_version"), ("LeaseRemainingSeconds", "lease_remaining_seconds"), ("Id", "id"), ("BootId", "boot_id"), ("PackageManagers", "package_managers")],
+    [("TLSVersion", "tls_version"), ("LeaseRemainingSeconds", "lease_remaining_seconds"), ("Id", "id"), ("BootId", "boot_id")],
 )
 def test_snake_case(name: str, snake: str) -> None:
     assert channel_module.snake(name) == snake

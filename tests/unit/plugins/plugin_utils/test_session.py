@@ -324,7 +324,8 @@ def test_cleanup_in_check_mode_changes_nothing(host: Host) -> None:
 
 def test_cleanup_has_the_agent_remove(host: Host) -> None:
     host.found = DEAD
-    host.calls["RemoveLeftovers"] = lambda **arguments: [{"kind": "service", "name": "sojourn-" + "a" * 12, "run": "a" * 12, "state": "removed", "detail": None}]
+    gone = {"kind": "service", "name": "sojourn-" + "a" * 12, "run": "a" * 12, "state": "removed", "detail": None}
+    host.calls["RemoveLeftovers"] = lambda **arguments: [gone]
     result = make(host).cleanup(None, False)
     assert result["changed"] and result["leftovers"][0]["state"] == "removed"
     assert host.placed is None and "Shutdown" in host.events
