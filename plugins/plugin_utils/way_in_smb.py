@@ -13,6 +13,7 @@ import typing as t
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb_client
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import parse_address
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     NAME,
     REMOVE_SECONDS,
@@ -201,7 +202,7 @@ class SmbWayIn(WayIn):
         except exceptions.SMBAuthenticationError as error:
             cause = error.__cause__ or error
             if target.password is None:
-                raise self.error('SD-302', detail=f'no Kerberos ticket could be used ({_first_line(cause)})') from None
+                raise self.error('SD-302', detail=f'no Kerberos ticket could be used: {self._kerberos_reason(cause)}') from None
             raise self.error('SD-301', user=self._user, detail=_first_line(cause)) from None
         except smb_client.Timeout:
             raise self.error('SD-205', address=self._address, detail=f'no answer within {smb_client.ANSWER_SECONDS:.0f} s') from None
@@ -212,6 +213,15 @@ class SmbWayIn(WayIn):
             raise self.error('SD-301', user=self._user, detail=error) from None
         except (ValueError, ImportError, cryptography_exceptions.InvalidTag) as error:
             raise self.error('SD-301', user=self._user, detail=_first_line(error)) from None
+
+    def _kerberos_reason(self, error: t.Any) -> str:
+        """What Kerberos itself says; GSSAPI's words around it tell nothing."""
+        reason = _first_line(error)
+        with contextlib.suppress(AttributeError):  # an error that is not the GSSAPI library's
+            reason = ' '.join(error.base_error.get_all_statuses(error.base_error.min_code, False))
+        if parse_address(self.target.address).literal is not None:
+            reason += "; Kerberos wants the target's name in ansible_host, not an address"
+        return reason
 
     # Placing and starting
 
