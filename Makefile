@@ -34,6 +34,12 @@ $(VENV)/.installed: requirements.txt tests/requirements.txt | machine
 	@$(BIN)/pip install --quiet --requirement requirements.txt --requirement tests/requirements.txt
 	@touch $@
 
+# What the tests of existing Kerberos tickets need beside it is compiled here.
+$(VENV)/.kerberos: tests/requirements-kerberos.txt $(VENV)/.installed
+	@scripts/prepare-machine kerberos
+	@$(BIN)/pip install --quiet --requirement tests/requirements-kerberos.txt
+	@touch $@
+
 .PHONY: venv
 venv: $(VENV)/.installed ## the virtual environment with everything in it
 
@@ -66,11 +72,11 @@ demo: install lab-images ## the main job: packages onto a Windows and a Linux ta
 
 .PHONY: test
 test: lab-check ## everything
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target checks lab-images install
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target checks lab-images $(VENV)/.kerberos install
 	@$(MAKE) --no-print-directory pytest
 
 .PHONY: pytest
-pytest: install lab-images
+pytest: install lab-images $(VENV)/.kerberos
 	@echo "==> unit tests and lab tests"
 	@$(BIN)/python -m pytest tests/unit tests/integration tests/lab
 	@$(LAB) leftovers
