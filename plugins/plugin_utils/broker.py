@@ -231,7 +231,7 @@ class Broker:
 
         def remove(session: t.Any) -> None:
             try:
-                session.remove()
+                session.remove(for_good=True)
             except SojournError as error:
                 failed.append(str(error))
                 log.error('%s', error)

@@ -227,7 +227,7 @@ class Agent:
                     if 'event' in header:
                         reply = on_event(header['event'], header, bytes(data)) if on_event else None
                         if reply is not None:
-                            wire.send_frame(connection, {'write': True, 'close': bool(reply[1])}, reply[0])
+                            self._reply(connection, *reply)
                         continue
                     if header.get('error'):
                         raise SojournError.from_dict(header['error'])
@@ -237,6 +237,12 @@ class Agent:
             raise
         except (OSError, wire.WireError) as error:
             raise SojournError('SD-902', host=host, step=call, detail=error, log=log_path(run_folder(self.owner_pid))) from None
+
+    @staticmethod
+    def _reply(connection: socket.socket, data: bytes, close: bool) -> None:
+        pieces = list(wire.chunks(data)) or [memoryview(b'')]
+        for number, piece in enumerate(pieces, 1):
+            wire.send_frame(connection, {'write': True, 'close': close and number == len(pieces)}, piece)
 
     # The agent itself
 

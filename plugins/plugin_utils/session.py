@@ -96,6 +96,7 @@ class Session:
         self._info: dict[str, t.Any] = {}
         self._seconds: dict[str, float] = {}
         self._lost = False
+        self._ended = False
         #: Another session that turned out to have its agent on the same target; everything goes there.
         self._other: Session | None = None
         # The keeper: renews the lease, forgets ended processes
@@ -123,6 +124,8 @@ class Session:
             self._other = None
             if self.live:
                 return {'changed': False, 'info': dict(self._info), 'seconds': dict(self._seconds)}
+            if self._ended:
+                raise SojournError('SD-503', host=self.target.host, step='deploying the agent', detail='the run has ended')
             if self._channel is not None:
                 self._drop()
             way_in = make_way_in(self.target, self.run)
@@ -364,9 +367,10 @@ class Session:
 
     # The end
 
-    def remove(self) -> dict[str, t.Any]:
-        """See ``Agent.remove``."""
+    def remove(self, *, for_good: bool = False) -> dict[str, t.Any]:
+        """See ``Agent.remove``. ``for_good``: the run has ended, nothing is deployed any more."""
         with self._lock:
+            self._ended = self._ended or for_good
             if self._other is not None:
                 other, self._other = self._other, None
                 return other.remove()

@@ -246,6 +246,8 @@ class Client:
 
 #: More output than this of a command is cut off: none of ours writes nearly as much.
 _MAXIMUM_OUTPUT = 1 << 20
+#: What OpenSSH takes in one packet (channels.h, CHAN_SES_PACKET_DEFAULT), less what paramiko keeps for headers.
+_PACKET = 32704
 
 
 class Command:
@@ -290,8 +292,11 @@ class Command:
 
     def write(self, data: bytes | memoryview) -> None:
         """Writes to its input. A command that reads no more is no error here; its exit code tells."""
+        view = memoryview(data)
         try:
-            self._channel.sendall(data)
+            for start in range(0, len(view), _PACKET):
+                # A packet at a time: paramiko copies all that is left after each.
+                self._channel.sendall(bytes(view[start:start + _PACKET]))
         except TimeoutError:
             raise CommandTimeout('a command took no input') from None
         except OSError:

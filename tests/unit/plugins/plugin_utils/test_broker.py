@@ -272,5 +272,7 @@ def test_the_client_is_quick_to_import() -> None:
         times.append(seconds)
         foreign = [name for name in modules if name.partition(".")[0] not in (*sys.stdlib_module_names, "ansible_collections")]
         assert not foreign, foreign
-    print(f"{min(times) * 1000:.1f} ms")
-    assert min(times) < 0.05
+    # The time is printed, not judged: machines differ. What is judged is that nothing slow comes along.
+    print(f"broker_client: {min(times) * 1000:.1f} ms")
+    slow = {"ssl", "subprocess", "asyncio", "http", "email", "xml", "logging", "argparse", "concurrent", "multiprocessing", "hashlib", "tempfile"}
+    assert not slow & {name.partition(".")[0] for name in modules}
