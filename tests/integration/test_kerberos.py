@@ -18,6 +18,7 @@ from tests.lab.domain_controller import REALM
 from tests.lab.fixtures import fixtures
 from tests.lab.snapshot import compare, take
 
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """A lab of its own, with a domain. SOJOURN_TEST_DOMAIN_LAB names one that is up already, for quick repetition."""
