@@ -72,7 +72,7 @@ demo: install lab-images ## the main job: packages onto a Windows and a Linux ta
 
 .PHONY: test
 test: lab-check ## everything
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target checks lab-images $(VENV)/.kerberos install
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target checks lab-images $(VENV)/.kerberos install LAB_OPTIONS=--domain
 	@$(MAKE) --no-print-directory pytest
 
 .PHONY: pytest
@@ -121,7 +121,7 @@ lab-check: | $(VENV)/.installed
 .PHONY: lab-images
 lab-images: lab-check ## the lab's root file systems and packages, into the cache
 	@echo "==> lab"
-	@$(LAB) prepare
+	@$(LAB) prepare $(LAB_OPTIONS)
 
 .PHONY: bench
 bench: install lab-images ## the figures of docs/performance.md

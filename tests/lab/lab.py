@@ -31,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("check", "say whether this machine can run the lab, and why not", named=False)
-    verb("prepare", "install what is missing, build the root file systems and the fixture packages", named=False)
+    prepared = verb("prepare", "install what is missing, build the root file systems and the fixture packages", named=False)
+    prepared.add_argument("--domain", action="store_true", help="what `up --domain` needs as well")
     up = verb("up", "bring a lab up and print its Ansible inventory")
     up.add_argument("--linux", type=int, default=1, metavar="N")
     up.add_argument("--windows", type=int, default=1, metavar="M")
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if found else 0
     if verb == "prepare":
         machine.require()
-        prepare()
+        prepare(domain=options.domain)
         fixtures()
         return 0
     if verb == "status":
