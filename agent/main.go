@@ -1,3 +1,5 @@
+// This file is the command line.
+
 package main
 
 import (

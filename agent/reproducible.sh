@@ -1,0 +1,19 @@
+#!/bin/sh
+# Shows that the same source gives the same bytes: builds all executables here and from a copy in another folder, and compares.
+set -eu
+
+agent=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+mkdir -p "$work/another place/and deeper"
+cp -R "$agent" "$work/another place/and deeper/agent"
+rm -rf "$work/another place/and deeper/agent/dist"
+cp "$agent/../galaxy.yml" "$work/another place/and deeper/" 2>/dev/null || true
+
+"$agent/build.sh" "$work/one" "$@"
+(cd / && HOME=$work GOPATH=$(${1:-go} env GOPATH) GOCACHE=$work/cache "$work/another place/and deeper/agent/build.sh" "$work/two" "$@")
+
+(cd "$work/one" && sha256sum ./*) > "$work/sums"
+(cd "$work/two" && sha256sum -c "$work/sums")
+chmod -R u+w "$work"
