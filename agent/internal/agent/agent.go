@@ -129,6 +129,8 @@ func afterwards(d time.Duration) <-chan struct{} {
 
 // awaitProcesses waits for the processes that are not safe to kill. It gives up where revived says so once something changed.
 func (a *Agent) awaitProcesses(revived func() bool, stop <-chan struct{}) (done bool) {
+	a.deployment.SetUnread(true)
+	defer a.deployment.SetUnread(false)
 	for {
 		changed, running := a.deployment.Unfinished()
 		if revived != nil && revived() {

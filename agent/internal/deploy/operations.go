@@ -96,6 +96,9 @@ func (d *Deployment) Unfinished() (changed <-chan struct{}, running int) {
 	return d.processes.Unfinished()
 }
 
+// SetUnread says whether the client is gone, so that nothing may wait for it.
+func (d *Deployment) SetUnread(unread bool) { d.processes.SetUnread(unread) }
+
 // End ends what may be ended and removes what uploads left half done.
 func (d *Deployment) End() {
 	d.processes.End()

@@ -66,6 +66,7 @@ type Table struct {
 	byID    map[string]*Process
 	changed chan struct{} // closed when a process has begun or ended
 	closed  bool
+	unread  bool // see SetUnread
 }
 
 // NewTable makes a table whose processes spool into the folder.
@@ -172,6 +173,7 @@ func (p *Process) spawn(t *Table, r *Request) error {
 	}
 	t.mu.Lock()
 	t.byID[p.Handle] = p
+	p.setUnread(t.unread)
 	t.announce()
 	t.mu.Unlock()
 	go p.await(t)
@@ -419,6 +421,23 @@ func (p *Process) forget() {
 	}
 	if p.child != nil {
 		p.child.forget()
+	}
+}
+
+// SetUnread says whether the client is gone. While it is, no process waits for its output to be read: it would wait for ever, and
+// the agent for it. What there is no room for then takes the place of older output.
+func (t *Table) SetUnread(unread bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unread = unread
+	for _, p := range t.byID {
+		p.setUnread(unread)
+	}
+}
+
+func (p *Process) setUnread(unread bool) {
+	for _, s := range p.output {
+		s.setUnread(unread)
 	}
 }
 

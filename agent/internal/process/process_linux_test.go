@@ -336,6 +336,31 @@ func TestUnfinishedAndEnd(t *testing.T) {
 	wantCode(t, "SD-504", func() error { _, err := table.Start(t.Context(), &Request{CommandLine: "true"}); return err })
 }
 
+func TestOutputThatNobodyReadsHoldsNothingUp(t *testing.T) {
+	// More than is kept of it: while a client is there it is waited for, however long.
+	table, p := run(t, &Request{CommandLine: "head -c 700000 /dev/zero; echo end"})
+	for _, s := range p.output {
+		s.mu.Lock()
+		s.bound = 0
+		s.mu.Unlock()
+	}
+	if s := p.Await(t.Context(), 500*time.Millisecond, nil); s.Ended {
+		t.Fatal("it did not wait for its reader")
+	}
+	table.SetUnread(true)
+	s := p.Await(t.Context(), long, nil)
+	if !s.Ended || s.ExitCode != 0 || s.Ends[0] != 700004 {
+		t.Fatalf("%+v", s)
+	}
+	var out bytes.Buffer
+	if err := p.Output(0, &out, s.Ends[0]-4, s.Ends[0]); err != nil || out.String() != "end\n" {
+		t.Errorf("the newest output is not there: %q, %v", out.String(), err)
+	}
+	if p.Kept(0, 0) {
+		t.Error("it says that it kept all")
+	}
+}
+
 func TestStoreSpoolsAndBeginsAnew(t *testing.T) {
 	folder := t.TempDir()
 	s := newStore(folder, 64<<10)

@@ -37,6 +37,7 @@ type store struct {
 	read    int64 // everything before this offset has been received by the reader
 	closed  bool  // no more will come
 	waiting bool  // somebody waits for room
+	unread  bool  // nobody reads any more: what there is no room for takes the place of what was kept
 	gone    bool
 	room    chan struct{} // closed when there may be room again
 	news    chan struct{} // closed when bytes or the end have come; nil: nobody waits
@@ -109,10 +110,10 @@ func (s *store) take(p []byte) int {
 	if n := s.takeToFile(p); n > 0 {
 		return n
 	}
-	if s.read < s.end() || s.end() == s.base {
+	if s.read < s.end() && !s.unread || s.end() == s.base {
 		return 0
 	}
-	// Full, and all of it has been read: begin anew rather than grow.
+	// Full, and all of it has been read or never will be: begin anew rather than grow.
 	s.base = s.end()
 	s.memory = s.memory[:0]
 	s.inFile, s.checked = 0, 0
@@ -171,6 +172,15 @@ func (s *store) received(offset int64) {
 			s.room = make(chan struct{})
 		}
 	}
+}
+
+// setUnread says whether nobody reads any more.
+func (s *store) setUnread(unread bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unread = unread
+	close(s.room) // who waits for room looks again
+	s.room = make(chan struct{})
 }
 
 // ReadAt reads at an offset of the stream; io.EOF where it ends for now.

@@ -154,12 +154,7 @@ func launch(in io.Reader, folder string) (*config.Ready, error) {
 	if self, err := os.Executable(); err == nil {
 		executable = self
 	}
-	var started error
-	if systemdRuns() && os.Geteuid() == 0 {
-		started = startUnit(c, executable)
-	} else {
-		started = startDaemon(folder, executable)
-	}
+	started := startService(c, executable, readyPath)
 	raw, err = os.ReadFile(readyPath)
 	if err != nil { // it died before it could say why
 		if started == nil {
@@ -176,6 +171,23 @@ func launch(in io.Reader, folder string) (*config.Ready, error) {
 		return nil, catalogue.New("SD-406", "detail", started.Error())
 	}
 	return &ready, nil
+}
+
+// startService prefers a unit; where systemd does not take one, and nothing of the agent has spoken yet, a daemon does as well.
+func startService(c *config.Config, executable, readyPath string) error {
+	var refused error
+	if systemdRuns() && os.Geteuid() == 0 {
+		if refused = startUnit(c, executable); refused == nil {
+			return nil
+		}
+		if _, err := os.Lstat(readyPath); err == nil {
+			return refused
+		}
+	}
+	if err := startDaemon(executable); err != nil {
+		return errors.Join(refused, err)
+	}
+	return nil
 }
 
 // own makes the folder root's alone: what is staged in it is nobody else's to read, nor to swap.
@@ -231,7 +243,7 @@ func startUnit(c *config.Config, executable string) error {
 func quote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
 // startDaemon starts the service in a session of its own and returns once it has closed its end of the pipe, ready or dead.
-func startDaemon(folder, executable string) error {
+func startDaemon(executable string) error {
 	reader, writer, err := os.Pipe()
 	if err != nil {
 		return err

@@ -37,6 +37,9 @@ type handler struct {
 	folder, version string
 }
 
+// restartPause is between the tries to start after a reboot.
+const restartPause = 3 * time.Second
+
 // Exit code of the service where the agent could not start; ready.json says why.
 const didNotStart = 1
 
@@ -46,14 +49,14 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 	if err := own(h.folder); err != nil {
 		log.Printf("restricting the folder: %v", err)
 	}
-	c, err := config.Load(h.folder)
-	var a *agent.Agent
-	if err == nil {
-		a, err = agent.Start(c, h.folder, KindWindows, h.version)
-	}
+	a, err := h.start()
 	if err != nil {
 		report(h.folder, refused(err))
 		return true, didNotStart
+	}
+	if a == nil { // after a reboot, in vain
+		h.remove()
+		return false, 0
 	}
 	report(h.folder, a.Ready())
 	// Not svc.AcceptShutdown: a reboot of the target is not the agent's end, it starts again with the system.
@@ -81,14 +84,43 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 		case <-ended:
 			status <- svc.Status{State: svc.StopPending, WaitHint: 30000}
 			a.End()
-			if err := deleteService(c.Name()); err != nil {
-				log.Printf("deleting the service: %v", err)
-			}
-			if err := deleteFolderAfterwards(h.folder); err != nil {
-				log.Printf("deleting the folder: %v", err)
-			}
+			h.remove()
 			return false, 0
 		}
+	}
+}
+
+// start starts the agent. At the first start an error is the way in's to hear of and clean up after. After a reboot nobody
+// may be there to listen, and what the agent needs (the firewall's service, for one) may come up later than it does: it
+// tries for as long as a lease lasts, and then gives up for good (nil, nil).
+func (h *handler) start() (*agent.Agent, error) {
+	_, noReady := os.Stat(filepath.Join(h.folder, config.ReadyName))
+	c, err := config.Load(h.folder)
+	if err != nil {
+		if noReady == nil {
+			return nil, nil
+		}
+		return nil, err
+	}
+	for deadline := time.Now().Add(c.Lease()); ; {
+		a, err := agent.Start(c, h.folder, KindWindows, h.version)
+		if err == nil || noReady != nil {
+			return a, err
+		}
+		if time.Now().After(deadline) {
+			return nil, nil
+		}
+		<-time.After(restartPause)
+	}
+}
+
+// remove takes back what only the service knows of: itself and its folder.
+func (h *handler) remove() {
+	if err := deleteService(filepath.Base(h.folder)); err != nil {
+		log.Printf("deleting the service: %v", err)
+	}
+	if err := deleteFolderAfterwards(h.folder); err != nil {
+		log.Printf("deleting the folder: %v", err)
 	}
 }
 
