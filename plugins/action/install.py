@@ -19,7 +19,7 @@ from ansible.errors import AnsibleError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import installers, package_database, package_file, return_codes
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.action_base import AgentAction
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.installer_output import Lines, decode, read_tail, tail
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.installer_output import Lines, decode_tail, read_tail
 
 #: Seconds between two tries while another installation runs on the target: the first, and the longest.
 BUSY_PAUSES = (2.0, 30.0)
@@ -225,6 +225,10 @@ class ActionModule(AgentAction):
     # The installation
 
     def _install(self, before: _Look) -> None:
+        free, room = int(self.agent.info()['free_bytes']), self.package.room
+        if room > free:
+            # The agent would find it out too, with the bytes of a large package already under way.
+            raise SojournError('SD-402', step='sending the package', what=f"'{self.label}'", detail=f'{room} bytes are needed, {free} are free')
         folder = f'install-{secrets.token_hex(4)}'
         reachable = True
         try:
@@ -273,8 +277,8 @@ class ActionModule(AgentAction):
             answer, outcome = self._execute(command, directory, lines)
         finally:
             lines.end()
-        self.result.update(exit_code=answer['exit_code'], meaning=outcome.meaning, stdout=tail(decode(answer['stdout'])), stderr=tail(decode(answer['stderr'])))
-        self._fetch_log(log, lines.transcript)
+        self.result.update(exit_code=answer['exit_code'], meaning=outcome.meaning, stdout=decode_tail(answer['stdout']), stderr=decode_tail(answer['stderr']))
+        self._fetch_log(log, lines)
         self._judge(before, outcome, timed_out=answer['timed_out'])
 
     def _same_product(self, installed: package_database.Installed | None) -> bool:
@@ -339,7 +343,7 @@ class ActionModule(AgentAction):
 
     # After
 
-    def _fetch_log(self, log: str | None, transcript: bytes) -> None:
+    def _fetch_log(self, log: str | None, lines: Lines) -> None:
         """Brings the installer's log into the result, and as a whole to log_dest. An installer without one has its output as log.
 
         The installation's own end counts: a log that could not be had is a warning beside it.
@@ -351,8 +355,8 @@ class ActionModule(AgentAction):
                     self.result['log'] = read_tail(local)
             elif self.log_file:
                 with open(self.log_file, 'wb') as file:
-                    file.write(transcript)
-                self.result['log'] = tail(decode(transcript))
+                    lines.write(file)
+                self.result['log'] = read_tail(self.log_file)
             if self.log_file:
                 self.result['log_file'] = self.log_file
         except OSError as error:

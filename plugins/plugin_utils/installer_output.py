@@ -12,6 +12,8 @@ import typing as t
 
 #: Characters of an output or a log that a result carries; the whole is kept by the option log_dest.
 TAIL = 64 * 1024
+#: Bytes of a line that are shown: the last ones, as with a progress bar that redraws its line.
+LONGEST_LINE = 64 * 1024
 
 #: Escape sequences and control characters, which would act on the terminal that shows them.
 _CONTROL = re.compile(r'\x1b\[[0-?]*[ -/]*[@-~]|\x1b.|[\x00-\x08\x0b-\x1f\x7f]')
@@ -50,15 +52,28 @@ def tail(text: str) -> str:
 def read_tail(path: str) -> str:
     """The last part of a log on the controller; a long one is not read whole. Raises OSError."""
     with open(path, 'rb') as file:
-        size = os.fstat(file.fileno()).st_size
+        offset = _tail_offset(os.fstat(file.fileno()).st_size)
         head = file.read(4096)
-        encoding = _encoding(head)
-        # Up to four bytes a character; an even offset, as UTF-16 needs it.
-        offset = max(0, size - 4 * TAIL) & ~3
         file.seek(offset)
-        data = file.read()
+        return _last_part(head, offset, file.read())
+
+
+def decode_tail(data: bytes) -> str:
+    """The last part of an output as text; a long one is not decoded whole."""
+    offset = _tail_offset(len(data))
+    return _last_part(data[:4096], offset, data[offset:])
+
+
+def _tail_offset(size: int) -> int:
+    """Up to four bytes a character; an even offset, as UTF-16 needs it."""
+    return max(0, size - 4 * TAIL) & ~3
+
+
+def _last_part(head: bytes, offset: int, data: bytes) -> str:
+    """The text of what follows an offset, in the encoding that the head shows."""
     if offset == 0:
         return tail(decode(data))
+    encoding = _encoding(head)
     if encoding.startswith('utf-16') and not head.startswith(codecs.BOM_UTF16_BE):
         encoding = 'utf-16-le'
     elif encoding == 'utf-16':
@@ -67,7 +82,7 @@ def read_tail(path: str) -> str:
 
 
 class Lines:
-    """Shows output line by line while it comes; each stream's lines stay whole. ``show`` gets a line without its end."""
+    """Shows output line by line while it comes; each stream's lines stay whole, but for very long ones. ``show`` gets a line without its end."""
 
     def __init__(self, show: t.Callable[[str], None]) -> None:
         self._show = show
@@ -78,7 +93,7 @@ class Lines:
         """Bytes of 'stdout' or 'stderr', as ``Agent.execute`` gives them."""
         self._transcript.append(data)
         *lines, rest = (self._rest.get(stream, b'') + data).split(b'\n')
-        self._rest[stream] = rest
+        self._rest[stream] = rest[-LONGEST_LINE:]
         for line in lines:
             self._line(line)
 
@@ -89,10 +104,9 @@ class Lines:
                 self._line(rest)
         self._rest.clear()
 
-    @property
-    def transcript(self) -> bytes:
-        """Both streams in the order in which they came."""
-        return b''.join(self._transcript)
+    def write(self, file: t.BinaryIO) -> None:
+        """Writes both streams in the order in which they came."""
+        file.writelines(self._transcript)
 
     def _line(self, line: bytes) -> None:
         # UTF-16 splits in the middle of a line end; what shows then is its letters. A progress bar redraws its line: its last state counts.

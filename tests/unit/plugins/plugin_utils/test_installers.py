@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
+import tracemalloc
 
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import installers, package_database, package_version
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.installer_output import TAIL, Lines, decode, read_tail, tail
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.installer_output import LONGEST_LINE, TAIL, Lines, decode, decode_tail, read_tail, tail
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.installers import Request, command
 
 WINDOWS_PATH = "C:\\Windows\\sojourn-0123456789ab\\install-1\\my setup"
@@ -297,7 +299,35 @@ class TestOutput:
         lines.feed("stdout", "o ü\r\n10%\r20%\r\nrest".encode())
         lines.end()
         assert shown == ["one", "error", "two ü", "20%", "rest"]
-        assert lines.transcript == "one\ntwerror\no ü\r\n10%\r20%\r\nrest".encode()
+        transcript = io.BytesIO()
+        lines.write(transcript)
+        assert transcript.getvalue() == "one\ntwerror\no ü\r\n10%\r20%\r\nrest".encode()
+
+    def test_much_output_without_a_line_end_takes_neither_time_nor_memory(self) -> None:
+        shown: list[str] = []
+        lines = Lines(shown.append)
+        piece = b"x" * (1 << 20)
+        tracemalloc.start()
+        try:
+            for unused in range(200):
+                lines.feed("stdout", piece)
+            lines.end()
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        finally:
+            tracemalloc.stop()
+        assert [len(line) for line in shown] == [LONGEST_LINE]
+
+    def test_only_the_last_part_of_much_output_is_decoded(self) -> None:
+        data = b"line\n" * (8 << 20)
+        tracemalloc.start()
+        try:
+            text = decode_tail(data)
+            assert tracemalloc.get_traced_memory()[1] < 4 << 20
+        finally:
+            tracemalloc.stop()
+        assert text.endswith("line\nline\n")
+        assert TAIL - 5 <= len(text) <= TAIL
+        assert decode_tail("ü\r\n".encode("cp1252")) == "ü\n"
 
     def test_nothing_acts_on_the_terminal(self) -> None:
         shown: list[str] = []
