@@ -98,6 +98,14 @@ class PackageFile:
         """The package database that its kind is listed in, if there is one."""
         return KINDS[self.runs].manager
 
+    @property
+    def room(self) -> int:
+        """Bytes that it takes on the target while it is installed, not counting what it installs."""
+        if self.entry is None:
+            return self.size
+        with zipfile.ZipFile(self.path) as archive:
+            return self.size + sum(entry.file_size for entry in archive.infolist())
+
     @contextlib.contextmanager
     def open(self) -> t.Iterator[t.IO[bytes]]:
         """The file that is run, for reading and seeking."""

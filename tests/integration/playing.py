@@ -32,6 +32,11 @@ class Played:
         assert len(found) == 1, f"{len(found)} results of {task!r} on {host}:\n{self.output}"
         return found[0]
 
+    def status(self, host: str, task: str) -> str:
+        """How a task ended on a host: ok, failed or unreachable."""
+        (found,) = [entry["status"] for entry in self.results if (entry["host"], entry["task"]) == (host, task)]
+        return found
+
     def of(self, host: str) -> list[dict[str, Any]]:
         """All results of a host, in order."""
         return [entry["result"] for entry in self.results if entry["host"] == host]
@@ -54,7 +59,11 @@ class Played:
 
 def install(name: str, /, **options: Any) -> dict[str, Any]:
     """A task that installs a package and goes on after a failure."""
-    return {"name": name, "sojourn.deploy.install": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}, "ignore_errors": True}
+    return {
+        "name": name,
+        "sojourn.deploy.install": {key: str(value) if isinstance(value, Path) else value for key, value in options.items()},
+        "ignore_errors": True,
+    }
 
 
 def play(

@@ -69,7 +69,13 @@ def test_every_kind_on_linux(controller: Controller, uninstalled: None, packages
         {"name": "look", "ansible.builtin.raw": "ls -d /tmp/sojourn-*/install-*"},
     ]
     played = play(controller, tmp_path, tasks[:-1] + [tasks[-1] | {"failed_when": False}], family=family).well()
-    for kind, package, version in (("deb", "deb-1.0", "1.0"), ("rpm", "rpm-1.0", "1.0-1"), ("sh", "sh", None), ("scexe", "scexe", None), ("zip", "zip-linux", None)):
+    for kind, package, version in (
+        ("deb", "deb-1.0", "1.0"),
+        ("rpm", "rpm-1.0", "1.0-1"),
+        ("sh", "sh", None),
+        ("scexe", "scexe", None),
+        ("zip", "zip-linux", None),
+    ):
         first, again = played["linux1", kind], played["linux1", f"{kind} again"]
         assert (first["state"], first["changed"], first["exit_code"], first["meaning"]) == ("installed", True, 0, "installed"), first
         assert first["bytes_sent"] == packages[package].stat().st_size
@@ -281,7 +287,10 @@ def test_output_is_shown_while_it_runs(controller: Controller, packages: dict[st
 """
     )
     controller.run("true")  # writes the inventory
-    command = controller.lab.inside("controller", [str(Path(sys.executable).parent / "ansible-playbook"), "-v", "-i", f"{controller.lab.folder}/inventory-ipv6.yml", str(tmp_path / "play.yml")])
+    command = controller.lab.inside(
+        "controller",
+        [str(Path(sys.executable).parent / "ansible-playbook"), "-v", "-i", f"{controller.lab.folder}/inventory-ipv6.yml", str(tmp_path / "play.yml")],
+    )
     seen: dict[str, float] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "ANSIBLE_NOCOLOR": "1"}) as process:
         for line in process.stdout:

@@ -99,7 +99,20 @@ def test_one_fails(controller: Controller, uninstalled: None, packages: dict[str
 def test_one_is_unreachable(controller: Controller, uninstalled: None, packages: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
     inventory = tmp_path / "more.yml"
     inventory.write_text(
-        yaml.safe_dump({"all": {"hosts": {"away": {"ansible_host": "fd73:6a6f:7572:ffff::99", "ansible_connection": "sojourn.deploy.ssh", "ansible_user": "root", "ansible_password": "x"}}}})
+        yaml.safe_dump(
+            {
+                "all": {
+                    "hosts": {
+                        "away": {
+                            "ansible_host": "fd73:6a6f:7572:ffff::99",
+                            "ansible_connection": "sojourn.deploy.ssh",
+                            "ansible_user": "root",
+                            "ansible_password": "x",
+                        }
+                    }
+                }
+            }
+        )
     )
     controller.run("true")
     words = ["-i", f"{controller.lab.folder}/inventory-ipv6.yml", "-i", str(inventory), "--limit", "linux1,away"]
@@ -119,7 +132,11 @@ def test_check_mode(controller: Controller, packages: dict[str, Path], tmp_path:
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [("x", "'packages'"), ([{"arguments": "x"}], "package 1 has no 'src'"), ([{"src": "x", "argumens": "y"}], "has 'argumens', which is not an option of sojourn.deploy.install")],
+    [
+        ("x", "'packages'"),
+        ([{"arguments": "x"}], "package 1 has no 'src'"),
+        ([{"src": "x", "argumens": "y"}], "has 'argumens', which is not an option of sojourn.deploy.install"),
+    ],
 )
 def test_bad_list(controller: Controller, tmp_path: Path, wrong: Any, words: str) -> None:
     played = deploy(controller, tmp_path, wrong)

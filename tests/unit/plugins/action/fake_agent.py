@@ -30,6 +30,7 @@ class FakeAgent:
         self.managers = list(MANAGERS[operating_system])
         self.installer = installer
         self.firewall_kind = "nftables"
+        self.free_bytes = 1 << 30
         self.packages: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.rules: list[dict[str, Any]] = []
@@ -74,6 +75,7 @@ class FakeAgent:
             "folder": self.folder,
             "package_managers": self.managers,
             "firewall_kind": self.firewall_kind,
+            "free_bytes": self.free_bytes,
         }
 
     def remove(self) -> dict[str, Any]:

@@ -486,6 +486,18 @@ class TestErrors:
         assert (result["error"]["code"], result["bytes_sent"]) == ("SD-402", 0)
         assert agent.calls[-1] == "remove_path"
 
+    def test_no_room_is_told_before_anything_is_sent(self, run, make_agent, script, tmp_path) -> None:
+        agent = make_agent("linux")
+        agent.free_bytes = script.stat().st_size - 1
+        result = run("install", agent, src="setup.sh")
+        check_shape(result)
+        assert result["error"]["code"] == "SD-402" and f"{script.stat().st_size} bytes are needed" in result["msg"]
+        assert "put_file" not in agent.calls
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("setup.sh", "#!/bin/sh\n" * 1000)
+        agent.free_bytes = 10000
+        assert run("install", agent, src="a.zip", entry="setup.sh")["error"]["code"] == "SD-402"
+
 
 class TestLookup:
     def test_beside_the_inventory_and_in_the_current_folder(self, run, make_agent, tmp_path, monkeypatch) -> None:
