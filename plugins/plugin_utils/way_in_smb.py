@@ -187,7 +187,7 @@ class SmbWayIn(WayIn):
             detail = f'port {self.target.port} does not speak SMB 3 (nor do Windows XP, Server 2003 and others with SMB 1 only; {type(error).__name__})'
             raise self.error('SD-404', detail=detail) from None
         if dialect != smb_client.SMB_3_1_1:
-            raise self.error('SD-404', detail=f'it speaks SMB 3.1.1 not, which tells {smb_client.DIALECTS.get(dialect, "an old Windows")}')
+            raise self.error('SD-404', detail=f'it does not speak SMB 3.1.1; it is as old as {smb_client.DIALECTS.get(dialect, "Windows 8")}')
 
     def _sign_in(self) -> None:
         self.step = 'signing in'

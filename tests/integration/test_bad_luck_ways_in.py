@@ -202,6 +202,30 @@ def test_no_right_to_create_services(controller: Controller, windows_target: Any
     assert (error.code, error.kind) == ("SD-306", "failed") and "LocalAccountTokenFilterPolicy" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("newest", "words"),
+    [("SMB3_02", "as old as Windows 8.1 or Server 2012 R2"), ("SMB2_10", "as old as Windows 7 or Server 2008 R2"), ("NT1", "Windows XP, Server 2003")],
+)
+def test_old_windows(controller: Controller, windows_target: Any, family: str, newest: str, words: str) -> None:
+    """The server speaks no newer dialect than such a Windows does."""
+    settings = "/etc/samba/smb.conf"
+
+    def restart() -> None:
+        # The service manager would take many restarts in a row for a failure.
+        windows_target.exec(["sh", "-c", "systemctl reset-failed smbd; systemctl restart smbd"])
+        windows_target.wait_until_up()
+
+    windows_target.exec(["cp", "-p", settings, "/run/smb.conf"])
+    windows_target.exec(["sed", "-i", f"s/server min protocol.*/server min protocol = NT1\\nserver max protocol = {newest}/", settings])
+    try:
+        restart()
+        error = refused(controller, windows_target, family)
+        assert (error.code, error.kind, error.step) == ("SD-404", "failed", "connecting") and words in str(error), str(error)
+    finally:
+        windows_target.exec(["cp", "-p", "/run/smb.conf", settings])
+        restart()
+
+
 def test_disk_full_during_upload_on_windows(controller: Controller, windows_target: Any, family: str) -> None:
     fill = "/srv/windows/drive_c/windows/temp/fill"
     free = windows_target.exec(["sh", "-c", f"df --output=avail -B1 {Path(fill).parent} | tail -n1"]).stdout
