@@ -77,6 +77,37 @@ def test_sign_in_with_a_key(controller: Controller, linux_target: Any, family: s
         linux_target.exec(["rm", "/root/.ssh/authorized_keys"])
 
 
+@pytest.mark.leaves("files: /root/.ssh")  # the test's own
+@pytest.mark.parametrize("where", ["default key", "SSH agent"])
+def test_existing_credentials(
+    controller: Controller, linux_target: Any, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """No password and no key file in the inventory: the default keys, and those of the SSH agent, are tried."""
+    folder = tmp_path / ("home/.ssh" if where == "default key" else "elsewhere")
+    folder.mkdir(parents=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "id_ed25519"], check=True)
+    public = (folder / "id_ed25519.pub").read_text()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    keys = None
+    linux_target.exec(["sh", "-c", "umask 077; mkdir -p /root/.ssh; cat > /root/.ssh/authorized_keys"], input=public)
+    try:
+        if where == "SSH agent":
+            keys = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
+            wait_for("the SSH agent", (tmp_path / "agent").exists, 10)
+            monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+            subprocess.run(["ssh-add", "-q", folder / "id_ed25519"], check=True)
+        agent = controller.agent(linux_target, family, password=None)
+        assert agent.deploy()["info"]["account"] == "root"
+        agent.remove()
+    finally:
+        controller.end()
+        if keys is not None:
+            keys.kill()
+            keys.wait()
+        linux_target.exec(["rm", "/root/.ssh/authorized_keys"])
+
+
 def test_the_port_is_open_for_the_controller_only_and_for_the_run_only(controller: Controller, target: Any, family: str) -> None:
     assert not target.can_connect(62286, family, "controller")
     agent = controller.agent(target, family)
