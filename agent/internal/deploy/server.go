@@ -27,7 +27,6 @@ const (
 	stallTimeout = 60 * time.Second // no byte in this time: the peer is gone
 	drainTimeout = 60 * time.Second
 	headerBytes  = 16 << 10
-	copyBytes    = 128 << 10
 )
 
 // headerTimeout is how long a connection may take for its handshake and each request's header; tests shorten it.
