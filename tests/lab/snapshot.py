@@ -103,7 +103,11 @@ _OWN_PROCESSES = re.compile(
 )
 # What a session that has ended leaves for a moment, and what is waited for before anything is called left over.
 _PASSING = re.compile(
-    r"sshd: (?!/usr/sbin/sshd)|sshd-session: |\(sd-pam\)|systemd --user|sftp-server|conhost\.exe|wineboot",
+    r"sshd: (?!/usr/sbin/sshd)|sshd-session: |systemd --user|systemd-user-runtime-dir|sftp-server|"
+    # systemd's children before they have become what they are to be, the keeper of a PAM session, and whatever is
+    # about to end: a container has no kernel threads
+    r": \([\w-]+\)$|: \[[^\]]+\]$|"
+    r"conhost\.exe|wineboot",
     re.IGNORECASE,
 )
 
@@ -132,6 +136,7 @@ part processes; ps -ww -eo user:32=,args=
 part packages; dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n'; [ -e /root/.rpmdb ] && rpm -qa
 part accounts; cut -d: -f1,3,4,6,7 /etc/passwd; sed 's/^/group /' /etc/group
 part addresses; ip -o address show; ip route show table all; ip -6 route show table all
+part jobs; systemctl list-jobs --no-legend --no-pager
 part end
 """
 
@@ -214,7 +219,8 @@ def take(target: Target, settle: float = 8.0) -> Snapshot:
     pause = 0.02
     while True:
         content = _look(target)
-        passing = [name for name in content["processes"] if _PASSING.search(name)] + list(content["sessions"])
+        passing = [name for name in content["processes"] if _PASSING.search(name)]
+        passing += [*content["sessions"], *content.pop("jobs", {})]
         if not passing or time.monotonic() > deadline:
             break
         # Nothing announces to an outsider that the last process of another system's session has ended.
@@ -248,6 +254,7 @@ def _look(target: Target) -> dict[str, dict[str, str]]:
         content["registry"] = _asked(parts["registry"])
         content["sessions"] = dict(_smb_sessions(parts["smb"]))
     else:
+        content["jobs"] = _counted(parts["jobs"])
         content["services"] = dict(_units(parts["services"]))
         content["packages"] = _counted(parts["packages"])
         content["accounts"] = _counted(parts["accounts"])
