@@ -75,7 +75,7 @@ class Connection(AgentConnection):
         return True
 
     def _path(self, path: str) -> str:
-        return self._shell._unquote(path)
+        return unquoted(path)
 
     def _run(self, command: str, data: bytes | None, sudoable: bool) -> tuple[int, bytes, bytes]:
         display.vvv(f'EXEC {command if len(command) < 200 else command[:200] + "..."}', host=self.host_name)
@@ -94,6 +94,12 @@ class Connection(AgentConnection):
             # It is PowerShell's command line already, as all that Ansible's own shell plugin makes.
             return command if command.startswith(encoded) else f'cmd.exe /d /s /c "{command}"'
         return plain(self._shell._encode_script(command, as_list=False, strict_mode=False, preserve_rc=False))
+
+
+def unquoted(path: str) -> str:
+    """A path without the quotation marks that Ansible's shell plugins put around it."""
+    path = path.strip()
+    return path[1:-1] if len(path) >= 2 and path[0] == path[-1] and path[0] in '\'"' else path
 
 
 _CLIXML = b'#< CLIXML'

@@ -160,10 +160,7 @@ class Session:
                 way_in.wait_removed(0)
                 way_in.place(self.token)
             lap('upload')
-            ready = way_in.start(Config(
-                run=self.run, client_sha256=self._credentials.fingerprint,
-                controller_addresses=[target.controller_address or way_in.controller_address or ''],
-                ports={'first': target.agent_ports[0], 'last': target.agent_ports[1]}, lease_seconds=target.lease_seconds))
+            ready = way_in.start(self._config(way_in))
             lap('start')
             ports = '-'.join(str(port) for port in dict.fromkeys(target.agent_ports))
             channel = channel_module.Channel(
@@ -189,6 +186,13 @@ class Session:
         self._info, self._seconds, self._lost = info, laps, False
         self._channel = channel
         log.info('%s: agent %s on port %d, seconds %s', target.host, way_in.name, ready.port, laps)
+
+    def _config(self, way_in: WayIn) -> Config:
+        target = self.target
+        return Config(
+            run=self.run, client_sha256=self._credentials.fingerprint,
+            controller_addresses=[target.controller_address or way_in.controller_address or ''],
+            ports={'first': target.agent_ports[0], 'last': target.agent_ports[1]}, lease_seconds=target.lease_seconds)
 
     def _join(self, token: str) -> bool:
         """Whether the agent that is on the target already belongs to a living session of another inventory name."""
@@ -410,11 +414,27 @@ class Session:
         connecting.join()
         if failure:
             raise failure[0]
+        # An agent that was killed has left its folder, and its rules.
+        killed = patience is not None and any(item.run == self.run for item in way_in.find())
         removed = way_in.wait_removed(patience) if patience is not None else way_in.wait_removed()
         if self._info.get('firewall_rule'):
+            if killed:
+                self._take_back_rules(way_in)
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
+
+    def _take_back_rules(self, way_in: WayIn) -> None:
+        """Of an agent that could not do it itself: only an agent can, and one that begins takes back what its run has left."""
+        try:
+            way_in.place(self.token)
+            way_in.start(self._config(way_in))
+        except (SojournError, AlreadyPlaced) as error:
+            detail = error.sentence if isinstance(error, SojournError) else 'another agent is there'
+            raise SojournError(
+                'SD-801', host=self.target.host, step='removing the agent', what=f"The firewall rule {self._info['firewall_rule']}", detail=detail) from None
+        finally:
+            way_in.undo()
 
     def _wait_gone(self, channel: channel_module.Channel) -> None:
         """Waits while the agent waits for processes that must not be interrupted, however long they take."""

@@ -117,6 +117,11 @@ def test_clixml(errors: bytes, text: bytes) -> None:
     assert smb.without_clixml(errors) == text
 
 
+@pytest.mark.parametrize(("given", "path"), [("'C:\\a b'", "C:\\a b"), ('"C:\\x"', "C:\\x"), ("C:\\x'", "C:\\x'"), ("", ""), ("'", "'")])
+def test_paths_without_quotes(given: str, path: str) -> None:
+    assert smb.unquoted(given) == path
+
+
 # What Ansible sees
 
 

@@ -215,6 +215,35 @@ def test_removing_an_agent_that_is_gone_looks_all_the_same(host: Host) -> None:
     assert session.remove()["changed"] and host.placed is None
 
 
+def test_an_agent_that_was_killed_leaves_no_rule(host: Host) -> None:
+    session = make(host)
+    host.calls["GetInfo"] = lambda: {"folder": "/tmp/x", "operating_system": "linux", "service_name": "x", "firewall_rule": f"sojourn-{RUN}"}
+    session.deploy()
+    host.events.clear()
+    host.fail_at = "Shutdown"
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=False)]
+    assert session.remove(for_good=True)["removed"] == ["service x", f"firewall rule sojourn-{RUN}"]
+    assert host.events[-5:] == ["wait_removed", "place", "start", "undo", "release"]
+    assert host.placed is None and not host.running
+
+
+def test_a_rule_that_could_not_be_taken_back_is_told(host: Host) -> None:
+    session = make(host)
+    host.calls["GetInfo"] = lambda: {"folder": "/tmp/x", "operating_system": "linux", "service_name": "x", "firewall_rule": f"sojourn-{RUN}"}
+    session.deploy()
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=False)]
+
+    def gone() -> None:
+        host.fail_at = "start"
+        raise SojournError("SD-503", step="Shutdown", detail="gone")
+
+    host.calls["Shutdown"] = gone
+    with pytest.raises(SojournError) as caught:
+        session.remove()
+    assert caught.value.code == "SD-801" and f"firewall rule sojourn-{RUN}" in caught.value.sentence
+    assert host.events[-3:] == ["start", "undo", "release"] and host.placed is None
+
+
 def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:
     session = make(host)
     session.deploy()
