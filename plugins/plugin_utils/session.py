@@ -419,22 +419,27 @@ class Session:
         removed = way_in.wait_removed(patience) if patience is not None else way_in.wait_removed()
         if self._info.get('firewall_rule'):
             if killed:
-                self._take_back_rules(way_in)
+                self._take_back_rules()
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
 
-    def _take_back_rules(self, way_in: WayIn) -> None:
+    def _take_back_rules(self) -> None:
         """Of an agent that could not do it itself: only an agent can, and one that begins takes back what its run has left."""
+        way_in = make_way_in(self.target, self.run)
         try:
-            way_in.place(self.token)
-            way_in.start(self._config(way_in))
+            way_in.connect()
+            try:
+                way_in.place(self.token)
+                way_in.start(self._config(way_in))
+            finally:
+                way_in.undo()
         except (SojournError, AlreadyPlaced) as error:
             detail = error.sentence if isinstance(error, SojournError) else 'another agent is there'
             raise SojournError(
                 'SD-801', host=self.target.host, step='removing the agent', what=f"The firewall rule {self._info['firewall_rule']}", detail=detail) from None
         finally:
-            way_in.undo()
+            way_in.release()
 
     def _wait_gone(self, channel: channel_module.Channel) -> None:
         """Waits while the agent waits for processes that must not be interrupted, however long they take."""

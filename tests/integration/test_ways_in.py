@@ -356,6 +356,16 @@ def test_the_lease_cleans_up_after_a_killed_broker(controller: Controller, targe
     wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 30)
 
 
+def test_an_agent_that_was_killed_is_cleaned_up_after(controller: Controller, target: Any) -> None:
+    """By the run's end, its firewall rule too, which no way in reaches."""
+    info = controller.agent(target).deploy()["info"]
+    if target.kind == "linux":
+        target.exec(["kill", "-9", str(info["process_id"])])
+    else:
+        target.exec(["pkill", "-9", "-f", f"sojourn-{info['run']}.agent.exe"])
+    controller.end()
+
+
 def _folders(target: Any) -> str:
     places = "/tmp /var/tmp /root" if target.kind == "linux" else "/srv/windows/drive_c/windows"
     return target.exec(["sh", "-c", f"ls -d {places.replace(' ', '/sojourn-* ')}/sojourn-*"], check=False).stdout

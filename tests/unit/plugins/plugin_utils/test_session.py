@@ -223,7 +223,7 @@ def test_an_agent_that_was_killed_leaves_no_rule(host: Host) -> None:
     host.fail_at = "Shutdown"
     host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=False)]
     assert session.remove(for_good=True)["removed"] == ["service x", f"firewall rule sojourn-{RUN}"]
-    assert host.events[-5:] == ["wait_removed", "place", "start", "undo", "release"]
+    assert host.events[-7:] == ["wait_removed", "connect", "place", "start", "undo", "release", "release"]
     assert host.placed is None and not host.running
 
 
@@ -241,7 +241,7 @@ def test_a_rule_that_could_not_be_taken_back_is_told(host: Host) -> None:
     with pytest.raises(SojournError) as caught:
         session.remove()
     assert caught.value.code == "SD-801" and f"firewall rule sojourn-{RUN}" in caught.value.sentence
-    assert host.events[-3:] == ["start", "undo", "release"] and host.placed is None
+    assert host.events[-4:] == ["start", "undo", "release", "release"] and host.placed is None
 
 
 def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:
