@@ -38,7 +38,9 @@ var console = sync.OnceValue(func() bool {
 	}
 	setConsoleCP.Call(codePageUTF8)
 	setConsoleOutputCP.Call(codePageUTF8)
-	setConsoleCtrlHandler.Call(0, 1) // the agent itself takes no CTRL_C
+	// Having a console makes the agent one of those who hear of CTRL_C, CTRL_BREAK and of any user's logging off: none is
+	// for it, and who does not say so is ended.
+	setConsoleCtrlHandler.Call(windows.NewCallback(func(uintptr) uintptr { return 1 }), 1)
 	return true
 })
 
