@@ -96,7 +96,7 @@ ruff: | $(VENV)/.installed
 .PHONY: agent-test
 agent-test: | $(VENV)/.installed ## go vet and the agent's tests
 	@echo "==> go vet, go test"
-	@cd agent && go=$$(../scripts/find-go ../$(VENV)) && test -z "$$("$$(dirname $$("$$go" env GOROOT)/bin/go)"/gofmt -l .)" && "$$go" vet ./... && GOOS=windows "$$go" vet ./... && "$$go" test ./...
+	@cd agent && go=$$(../scripts/find-go ../$(VENV)) && test -z "$$("$$(dirname $$("$$go" env GOROOT)/bin/go)"/gofmt -l .)" && "$$go" vet ./... && GOOS=windows "$$go" vet ./... && "$$go" test ./... && ./reproducible.sh "$$go" >/dev/null
 
 .PHONY: sanity
 sanity: | $(VENV)/.installed ## ansible-test sanity

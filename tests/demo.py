@@ -84,8 +84,8 @@ def main() -> int:
     begin = time.monotonic()
     lab = Lab("demo")
     lab.down()
-    lab.up(linux=1, windows=1)
     try:
+        lab.up(linux=1, windows=1)
         folder = ROOT / "build/demo"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "inventory.yml").touch(mode=0o600)

@@ -14,6 +14,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import secrets
 import select
 import signal
@@ -34,6 +35,8 @@ log = logging.getLogger('sojourn.broker')
 MAXIMUM_LOG = 2 << 20
 #: Seconds between two looks at the owner where the system has no pidfd.
 POLL_OWNER = 0.25
+#: Seconds after which a worker that could not be let in is tried again.
+ACCEPT_AGAIN = 0.2
 
 
 class _BoundedHandler(logging.StreamHandler):
@@ -133,12 +136,25 @@ class Broker:
             if self._wake_reader in events:
                 os.read(self._wake_reader, 4096)
             if self._listener.fileno() in events:
-                connection = self._listener.accept()[0]
-                threading.Thread(target=self._client, args=(connection,), name='client', daemon=True).start()
+                self._accept()
         self._ending.set()
         self._listener.close()
         with contextlib.suppress(OSError):
             os.unlink(broker_client.socket_path(self.folder))
+
+    def _accept(self) -> None:
+        """Takes a worker's connection. Whatever keeps it from doing so (no descriptors left, no threads) must not end the broker: it has targets to clean."""
+        try:
+            connection = self._listener.accept()[0]
+        except OSError as error:
+            log.warning('a worker could not be let in: %s', error)
+            self._ending.wait(ACCEPT_AGAIN)  # it goes on knocking: not at once again
+            return
+        try:
+            threading.Thread(target=self._client, args=(connection,), name='client', daemon=True).start()
+        except RuntimeError as error:
+            log.warning('a worker could not be served: %s', error)
+            connection.close()
 
     @staticmethod
     def _warm_up() -> None:
@@ -430,6 +446,10 @@ def main(words: list[str]) -> int:
     for name in ('paramiko', 'smbprotocol', 'pypsexec', 'zeep', 'spnego'):
         # What goes wrong there is raised too; below errors they write down messages, which may hold more than they should.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Every target takes a few descriptors; 1024, the usual limit, would end at some hundred targets.
+    with contextlib.suppress(ValueError, OSError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # The folder's name carries when the owner began: a process that got its number since is not the owner.
     owner = Owner(options.owner, os.path.basename(options.folder).partition('-')[2])
     broker = Broker(options.folder, owner)
@@ -450,8 +470,12 @@ def main(words: list[str]) -> int:
     if message:
         return 1
     log.info('run %s, owner %d', broker.run, options.owner)
-    broker.serve()
-    good = broker.end()
+    try:
+        broker.serve()
+    except Exception:
+        log.exception('listening to the workers broke off')
+    finally:
+        good = broker.end()  # whatever happened, the targets are cleaned
     if good and not debug:
         _remove_folder(options.folder)
     else:

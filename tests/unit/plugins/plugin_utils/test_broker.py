@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -209,6 +210,24 @@ def test_odd_requests_get_an_error_and_do_no_harm(run: Run, request_: dict[str, 
         except ConnectionResetError:
             pass
     assert Agent(target(), run.process.pid).present() is False
+
+
+def test_without_descriptors_it_goes_on(run: Run) -> None:
+    run.connect().close()
+    (broker,) = run.brokers()
+    limits = resource.prlimit(broker, resource.RLIMIT_NOFILE)
+    used = len(list(Path(f"/proc/{broker}/fd").iterdir()))
+    resource.prlimit(broker, resource.RLIMIT_NOFILE, (used, limits[1]))
+    waiting = [run.connect() for _number in range(3)]  # the kernel takes them, the broker can't
+    with waiting[0] as connection:
+        connection.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+    resource.prlimit(broker, resource.RLIMIT_NOFILE, limits)
+    for connection in waiting[1:]:
+        connection.close()
+    assert Agent(target(), run.process.pid).present() is False
+    assert run.brokers() == [broker]
 
 
 def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""The documentation: what is made from code is up to date, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(path for pattern in ("*.md", "docs/*.md", "roles/*/*.md", "tests/**/*.md") for path in ROOT.glob(pattern))
+
+
+def test_the_page_of_errors_is_that_of_the_catalogue() -> None:
+    made = subprocess.run([sys.executable, ROOT / "scripts/errors-doc"], check=True, capture_output=True, text=True).stdout
+    assert (ROOT / "docs/errors.md").read_text(encoding="utf-8") == made, "scripts/errors-doc > docs/errors.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
