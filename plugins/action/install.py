@@ -199,10 +199,15 @@ class ActionModule(AgentAction):
     def _installed(self) -> package_database.Installed | None:
         if not self.identity.known:
             return None
-        for name in self.identity.queries:
-            found = package_database.find(self.agent.query_packages(manager=self.identity.manager, name=name), self.identity)
-            if found:
-                return found
+        try:
+            for name in self.identity.queries:
+                found = package_database.find(self.agent.query_packages(manager=self.identity.manager, name=name), self.identity)
+                if found:
+                    return found
+        except SojournError as error:
+            # A database that cannot be read decides nothing where the playbook names something else that does.
+            if error.code != 'SD-711' or not (self.options['creates'] or self.options['detect']):
+                raise
         return None
 
     def _exists(self, path: str) -> bool:

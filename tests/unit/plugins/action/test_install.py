@@ -230,6 +230,12 @@ class TestWhatDecides:
         agent.installer = lambda agent, call: 1 if "--version" in str(call["command_line"] or call["arguments"]) else 0
         assert run("install", agent, src="setup.sh", detect=command)["error"]["code"] == "SD-710"
 
+    def test_database_that_cannot_be_read(self, run, make_agent, deb) -> None:
+        agent = make_agent("linux", lambda agent, call: agent.files.update({"/opt/x": b""}) or 0)
+        agent.errors["query_packages"] = SojournError("SD-711", manager="dpkg", detail="status database area is locked")
+        assert run("install", agent, src=str(deb))["error"]["code"] == "SD-711"
+        assert run("install", agent, src=str(deb), creates="/opt/x")["state"] == "installed"
+
     def test_detect_program_that_is_not_there(self, run, make_agent, exe) -> None:
         def installer(agent: Any, call: dict[str, Any]) -> int:
             if call["command_line"] == "tool.exe":
