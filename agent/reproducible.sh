@@ -1,5 +1,7 @@
 #!/bin/sh
-# Shows that the same source gives the same bytes: builds all executables here and from a copy in another folder, and compares.
+# Shows that the same source and the same Go give the same bytes: builds all executables here and from a copy in another folder, and
+# compares. The standard library's packages come from the same cache both times; the agent's own are compiled anew.
+# Usage: reproducible.sh [GO]
 set -eu
 
 agent=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +14,7 @@ rm -rf "$work/another place/and deeper/agent/dist"
 cp "$agent/../galaxy.yml" "$work/another place/and deeper/" 2>/dev/null || true
 
 "$agent/build.sh" "$work/one" "$@"
-(cd / && HOME=$work GOPATH=$(${1:-go} env GOPATH) GOCACHE=$work/cache "$work/another place/and deeper/agent/build.sh" "$work/two" "$@")
+(cd / && HOME=$work GOPATH=$(${1:-go} env GOPATH) GOCACHE=$(${1:-go} env GOCACHE) "$work/another place/and deeper/agent/build.sh" "$work/two" "$@")
 
 (cd "$work/one" && sha256sum ./*) > "$work/sums"
 (cd "$work/two" && sha256sum -c "$work/sums")
