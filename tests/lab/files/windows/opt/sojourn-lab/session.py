@@ -85,7 +85,12 @@ class Session:
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
         folder.unmount()
-        return 0 if stop.is_set() else 1
+        if not stop.is_set():
+            # ExitWindowsEx ends every Windows process, this session's among them; of its flags nothing is known here.
+            print("Wine has ended: restarting the target", flush=True)
+            self.power.shutdown(restart=True, seconds=0)
+            await stop.wait()
+        return 0
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
