@@ -31,11 +31,13 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     verb("check", "say whether this machine can run the lab, and why not", named=False)
-    verb("prepare", "install what is missing, build the root file systems and the fixture packages", named=False)
+    prepared = verb("prepare", "install what is missing, build the root file systems and the fixture packages", named=False)
+    prepared.add_argument("--domain", action="store_true", help="what `up --domain` needs as well")
     up = verb("up", "bring a lab up and print its Ansible inventory")
     up.add_argument("--linux", type=int, default=1, metavar="N")
     up.add_argument("--windows", type=int, default=1, metavar="M")
     up.add_argument("--firewall", choices=FIREWALLS, default="nftables", help="of the Linux targets (%(default)s)")
+    up.add_argument("--domain", action="store_true", help="with a domain controller; the Windows targets are members of its domain")
     up.add_argument("--family", choices=("ipv6", "ipv4", "link-local"), default="ipv6", help="of the printed inventory")
     down = verb("down", "take a lab away")
     down.add_argument("--all", action="store_true", help="every lab on this machine")
@@ -90,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if found else 0
     if verb == "prepare":
         machine.require()
-        prepare()
+        prepare(domain=options.domain)
         fixtures()
         return 0
     if verb == "status":
@@ -106,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     lab = Lab(options.name)
     if verb == "up":
-        lab.up(options.linux, options.windows, options.firewall)
+        lab.up(options.linux, options.windows, options.firewall, options.domain)
         print(inventory(lab, options.family), end="")
     elif verb == "down":
         lab.down()

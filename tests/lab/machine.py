@@ -28,6 +28,8 @@ TOOLS = {
     "rpmbuild": "rpm",
     "dpkg-deb": "dpkg",
 }
+# What only a lab with a domain needs.
+DOMAIN_TOOLS = {"kinit": "krb5-user"}
 
 
 def lock_file() -> Path:
@@ -35,14 +37,14 @@ def lock_file() -> Path:
     return cache.folder() / "machine.lock"
 
 
-def _missing_tools() -> dict[str, str]:
+def _missing_tools(tools: dict[str, str] = TOOLS) -> dict[str, str]:
     path = f"{os.environ.get('PATH', '')}:{SEARCH}"
-    return {tool: package for tool, package in TOOLS.items() if not shutil.which(tool, path=path)}
+    return {tool: package for tool, package in tools.items() if not shutil.which(tool, path=path)}
 
 
-def install_missing() -> None:
+def install_missing(tools: dict[str, str] = TOOLS) -> None:
     """Install by apt what the lab needs; does nothing, not even look, on a machine that has it all."""
-    missing = _missing_tools()
+    missing = _missing_tools(tools)
     if not missing:
         return
     if not shutil.which("apt-get"):
@@ -54,7 +56,7 @@ def install_missing() -> None:
     with cache.lock(lock_file()):
         run([*apt, "update"], env=quiet)
         run([*apt, "install", "--no-install-recommends", *packages], env=quiet, timeout=900)
-    if still := _missing_tools():
+    if still := _missing_tools(tools):
         raise LabError(f"this machine can't run the lab: apt did not bring {', '.join(still)}")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import cache, machine, rootfs
 from .commands import tool_environment
+from .domain_controller import DomainController
 from .errors import LabError
 from .linux_target import FIREWALLS, LinuxTarget
 from .network import FIRST_TARGET, FIXED_HOSTS, Network, every_namespace
@@ -70,7 +71,15 @@ class Lab:
         for index, kind in enumerate(kinds):
             number = 1 + sum(target.kind == kind.kind for target in found.values())
             found[f"{kind.kind}{number}"] = kind(self, f"{kind.kind}{number}", FIRST_TARGET + index)
+        if self.settings.get("domain"):
+            found[DomainController.host_name] = DomainController(self, DomainController.host_name, FIRST_TARGET + len(kinds))
         return found
+
+    @property
+    def domain_controller(self) -> DomainController | None:
+        """The domain controller of a lab that has a domain."""
+        found = self.targets.get(DomainController.host_name)
+        return found if isinstance(found, DomainController) else None
 
     def target(self, name: str) -> Target:
         """One target, or an error that names those there are."""
@@ -91,25 +100,34 @@ class Lab:
 
     # Up and down
 
-    def up(self, linux: int = 1, windows: int = 1, firewall: str = "nftables") -> Lab:
-        """Bring it up; returns when every target answers. What was half up after an error is taken down again."""
+    def up(self, linux: int = 1, windows: int = 1, firewall: str = "nftables", domain: bool = False) -> Lab:
+        """Bring it up; returns when every target answers. What was half up after an error is taken down again.
+
+        With `domain` there is a domain controller too, and the Windows targets are members of its domain.
+        """
         machine.require()
+        if domain:
+            machine.install_missing(machine.DOMAIN_TOOLS)
         if firewall not in FIREWALLS:
             raise LabError(f"no such firewall: {firewall} (one of {', '.join(FIREWALLS)})")
         if linux + windows > 180:
             raise LabError("at most 180 targets fit on the lab's link")
         if self.folder.exists() or self.network.existing():
             raise LabError(f"lab {self.name!r} is there already; `lab.py down --name {self.name}` removes it")
-        prepare(linux=linux > 0, windows=windows > 0)
+        prepare(linux=linux > 0, windows=windows > 0, domain=domain)
         try:
             self.folder.mkdir(parents=True, mode=0o700)
-            (self.folder / "lab.json").write_text(json.dumps({"linux": linux, "windows": windows, "firewall": firewall}))
+            (self.folder / "lab.json").write_text(json.dumps({"linux": linux, "windows": windows, "firewall": firewall, "domain": domain}))
             secret = self.folder / "credentials.json"
             secret.touch(mode=0o600)
             secret.write_text(json.dumps({name: target.new_passwords() for name, target in self.targets.items()}))
             self.network.up({name: target.number for name, target in self.targets.items()})
+            if controller := self.domain_controller:  # the others join its domain before they boot
+                controller.start()
+                controller.wait_until_up()
             for target in self.targets.values():
-                target.start()
+                if target is not controller:
+                    target.start()
             with ThreadPoolExecutor(max_workers=16) as pool:
                 list(pool.map(lambda target: target.wait_until_up(), self.targets.values()))
             self.write_known_hosts()
@@ -193,13 +211,15 @@ class Lab:
         return take(self.target(target), settle)
 
 
-def prepare(linux: bool = True, windows: bool = True) -> None:
+def prepare(linux: bool = True, windows: bool = True, domain: bool = False) -> None:
     """Have every root file system that is asked for in the cache."""
     jobs = []
     with ThreadPoolExecutor() as pool:
         if linux:
             jobs.append(pool.submit(rootfs.linux().ensure))
-        if windows:
+        if domain:
+            jobs.append(pool.submit(lambda: rootfs.domain(windows_programs()).ensure()))
+        elif windows:
             jobs.append(pool.submit(lambda: rootfs.windows(windows_programs()).ensure()))
         for job in jobs:
             job.result()
@@ -214,7 +234,7 @@ def leftovers() -> list[str]:
         places = [line.split()[4] for line in table]
     found += [f"mount {place}" for place in places if place.startswith((f"{STATE}/", str(cache.folder())))]
     interfaces = [path.name for path in Path("/sys/class/net").iterdir()]
-    found += [f"interface {name}" for name in interfaces if re.fullmatch(r"(linux|windows)\d+|controller|stranger", name)]
+    found += [f"interface {name}" for name in interfaces if re.fullmatch(r"(linux|windows|dc)\d+|controller|stranger", name)]
     found += [f"control group {path}" for path in cgroups() if path.exists()]
     found += [f"folder {STATE}"] if STATE.exists() else []
     return found

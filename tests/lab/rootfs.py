@@ -111,6 +111,57 @@ class RootFileSystem:
         root.rmdir()
 
 
+@dataclass(frozen=True)
+class Addition:
+    """More packages over a whole root file system, as one further layer: what only few labs need."""
+
+    name: str
+    under: RootFileSystem
+    packages: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The hash of all that this layer depends on, but for the mirror's own changes."""
+        return cache.digest(f"1 {self.under.key} {self.packages}")
+
+    @property
+    def layers(self) -> list[Path]:
+        """The layers in the cache, top first."""
+        return [cache.path_of(f"root-{self.name}", self.key) / "layer", *self.under.layers]
+
+    def ensure(self) -> None:
+        """Build what isn't there."""
+        self.under.ensure()
+        cache.ensure(f"root-{self.name}", self.key, self._install)
+
+    def _install(self, folder: Path) -> None:
+        layer, work, root = folder / "layer", folder / "work", folder / "root"
+        debs = cache.folder() / "debs" / self.under.suite
+        for path in (layer, work, root, debs / "partial"):
+            path.mkdir(parents=True, exist_ok=True)
+        lower = ":".join(map(str, self.under.layers))
+        # What apt fetches, and what is this machine's own, is mounted over the root: none of it stays in the layer.
+        script = f"""
+            mount -t overlay overlay -o lowerdir={lower},upperdir={layer},workdir={work} {root}
+            cd {root}
+            mount -t proc proc proc
+            for place in run tmp var/lib/apt/lists var/cache/apt; do mount -t tmpfs tmpfs $place; done
+            mkdir -p var/cache/apt/archives var/lib/apt/lists/partial
+            mount --bind {debs} var/cache/apt/archives
+            mount --bind /etc/resolv.conf etc/resolv.conf
+            printf '#!/bin/sh\\nexit 101\\n' > usr/sbin/policy-rc.d
+            chmod 755 usr/sbin/policy-rc.d
+            chroot . apt-get -q -o Acquire::Languages=none update
+            chroot . apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-unsafe-io \
+                install {shlex.join(self.packages)}
+            rm usr/sbin/policy-rc.d
+        """
+        quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["unshare", "--mount", "--propagation", "private", "sh", "-euc", script], env=quiet, timeout=1800)
+        cache.remove_tree(work)
+        root.rmdir()
+
+
 LINUX_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "openssh-server", "sudo", "procps", "iproute2"),
     *("iptables", "nftables", "ufw", "firewalld", "python3", "rpm", "ca-certificates"),
@@ -120,6 +171,7 @@ WINDOWS_PACKAGES = (
     # wine32: installers in the field are 32-bit programs.
     *("wine", "wine64", "wine32:i386"),
 )
+DOMAIN_PACKAGES = ("samba-ad-dc", "samba-ad-provision", "winbind", "libnss-winbind")
 
 
 def linux() -> RootFileSystem:
@@ -130,3 +182,8 @@ def linux() -> RootFileSystem:
 def windows(programs: Path) -> RootFileSystem:
     """The Windows target's root: Debian trixie with Samba and Wine. (Wine 8 of bookworm can't run Go programs.)"""
     return RootFileSystem("windows", "trixie", WINDOWS_PACKAGES, ("amd64", "i386"), programs)
+
+
+def domain(programs: Path) -> Addition:
+    """What a domain controller stands on, and a Windows target that is a member of its domain."""
+    return Addition("domain", windows(programs), DOMAIN_PACKAGES)

@@ -103,7 +103,7 @@ _OWN_PROCESSES = re.compile(
 )
 # What a session that has ended leaves for a moment, and what is waited for before anything is called left over.
 _PASSING = re.compile(
-    r"sshd: (?!/usr/sbin/sshd)|sshd-session: |systemd --user|systemd-user-runtime-dir|sftp-server|"
+    r"sshd: (?!/usr/sbin/sshd)|sshd-session: |systemd --user|systemd-user-runtime-dir|sftp-server|smbd: client|"
     # systemd's children before they have become what they are to be, the keeper of a PAM session, and whatever is
     # about to end: a container has no kernel threads
     r": \([\w-]+\)$|: \[[^\]]+\]$|"

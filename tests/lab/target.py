@@ -19,7 +19,7 @@ from .errors import LabError
 from .namespaces import connect
 from .network import Addresses
 from .processes import Process
-from .rootfs import RootFileSystem
+from .rootfs import Addition, RootFileSystem
 from .waiting import wait_for, wait_for_exit
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Target(ABC):
     # What a kind of target says about itself
 
     @abstractmethod
-    def root(self) -> RootFileSystem:
+    def root(self) -> RootFileSystem | Addition:
         """The root file system it stands on."""
 
     @abstractmethod

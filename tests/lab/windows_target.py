@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from .commands import run
+from .domain_controller import DOMAIN, REALM
 from .programs import windows_programs
-from .rootfs import HERE, RootFileSystem, windows
+from .rootfs import HERE, Addition, RootFileSystem, domain, windows
 from .target import Target
+
+# What makes the recipe's SMB server a member of the domain.
+_MEMBER = f"""security = ads
+realm = {REALM}
+idmap config * : backend = tdb
+idmap config * : range = 100000-199999
+"""
 
 
 class WindowsTarget(Target):
@@ -27,8 +36,8 @@ class WindowsTarget(Target):
         line.split("=", 1) for line in (HERE / "files/windows/etc/sojourn-lab/environment").read_text().splitlines()
     )
 
-    def root(self) -> RootFileSystem:
-        return windows(windows_programs())
+    def root(self) -> RootFileSystem | Addition:
+        return (domain if self.lab.domain_controller else windows)(windows_programs())
 
     def furnish(self, root: Path) -> None:
         (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
@@ -37,6 +46,22 @@ class WindowsTarget(Target):
         for user in self.accounts:
             # smbpasswd -s reads the password twice from its standard input.
             run(["chroot", root, "smbpasswd", "-s", "-a", user], input=f"{self.password(user)}\n" * 2)
+        if controller := self.lab.domain_controller:
+            self._make_member(root)
+            controller.join(root, self)
+
+    def _make_member(self, root: Path) -> None:
+        """Settings of a member server. The domain's Administrator is an administrator of it, beside its own."""
+        with open(root / "etc/samba/netbios.conf", "a") as included:
+            included.write(_MEMBER)
+        settings = root / "etc/samba/smb.conf"
+        text = settings.read_text().replace("standalone server", "member server").replace("WORKGROUP", DOMAIN)
+        valid = " ".join([rf"{DOMAIN}\Administrator", *(rf"{self.name.upper()}\{user}" for user in ("Administrator", "operator"))])
+        settings.write_text(text.replace("valid users = Administrator operator", f"valid users = {valid}"))
+        names = root / "etc/nsswitch.conf"
+        names.write_text(re.sub(r"(?m)^(passwd|group):.*", r"\1: files winbind", names.read_text()))
+        run(["chroot", root, "systemctl", "--quiet", "disable", "samba-ad-dc.service"])
+        run(["chroot", root, "systemctl", "--quiet", "enable", "winbind.service"])
 
     def answers(self) -> bool:
         # smbd is started only after the bridge has reached Wine's services.exe: see sojourn-lab-windows.service.
