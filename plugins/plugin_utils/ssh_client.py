@@ -189,6 +189,9 @@ class Client:
                 reasons.append(f'the target takes {", ".join(error.allowed_types) or "nothing"} only')
                 continue
             except ssh_exception.AuthenticationException:
+                if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
+                    reasons.append('the target ended the connection after these')
+                    break
                 continue
             if self._transport.is_authenticated():
                 return user

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.lab.snapshot import compare, take
 FAMILIES = ("ipv6", "ipv4")
 
 # What a test left as it was needs no second look before the next test.
-_last_look: dict[str, Any] = {}
+_last_look: dict[str, dict[str, Any]] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -187,26 +188,35 @@ class Controller:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _look(targets: list[Any]) -> dict[str, Any]:
+    with ThreadPoolExecutor() as pool:
+        return dict(zip([target.name for target in targets], pool.map(take, targets), strict=True))
+
+
 @pytest.fixture
 def nothing_left(request: pytest.FixtureRequest, lab: Lab) -> Iterator[None]:
-    """The project's most important check: afterwards the targets are as they were."""
-    before = dict(_last_look) or {name: take(target) for name, target in lab.targets.items()}
-    _last_look.clear()
+    """The project's most important check: afterwards the targets are as they were.
+
+    A test that asks for certain targets by fixture is checked on those; any other on all of the lab.
+    """
+    named = [name for name in ("target", "linux_target", "windows_target") if name in request.fixturenames]
+    targets = [request.getfixturevalue(name) for name in named] or list(lab.targets.values())
+    known = _last_look.setdefault(lab.name, {})
+    before = {target.name: known.pop(target.name, None) for target in targets}
+    before.update(_look([target for target in targets if before[target.name] is None]))
     yield
     marker = request.node.get_closest_marker("leaves")
     # A target's own services come and go; what is really left is still there at the second look.
     deadline = time.monotonic() + 5
     while True:
-        after = {name: take(target) for name, target in lab.targets.items()}
+        after = _look(targets)
         differences = [
-            f"{name}: {difference}"
-            for name in lab.targets
-            for difference in compare(before[name], after[name], marker.args if marker else ())
+            f"{name}: {difference}" for name in after for difference in compare(before[name], after[name], marker.args if marker else ())
         ]
         if not differences or time.monotonic() > deadline:
             break
     assert not differences, "\n".join(differences)
-    _last_look.update(after)
+    known.update(after)
 
 
 @pytest.fixture
