@@ -2,7 +2,6 @@
 package agent
 
 import (
-	"crypto/tls"
 	"errors"
 	"log"
 	"net"
@@ -71,7 +70,7 @@ func Start(c *config.Config, folder, serviceKind, version string) (*Agent, error
 	})
 	a.server = a.deployment.Server()
 	go func() {
-		if err := a.server.Serve(tls.NewListener(listener, id.Server(c.Fingerprint()))); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := a.server.Serve(listener, id.Server(c.Fingerprint())); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Printf("serving ended: %v", err)
 		}
 	}()

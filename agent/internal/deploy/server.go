@@ -4,6 +4,7 @@ package deploy
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -111,8 +112,10 @@ func newServer(operations map[string]operation) *Server {
 	return s
 }
 
-// Serve answers on a TLS listener until Close.
-func (s *Server) Serve(listener net.Listener) error { return s.http.Serve(listener) }
+// Serve answers the clients that these TLS settings let in, until Close.
+func (s *Server) Serve(listener net.Listener, config *tls.Config) error {
+	return s.http.Serve(newDoor(listener, config, s.http.ReadHeaderTimeout))
+}
 
 // Close lets running answers end, for a while, and then cuts what is left.
 func (s *Server) Close(patience time.Duration) {

@@ -91,7 +91,7 @@ func serve(t *testing.T) *served {
 		Lease: lease.New(time.Minute), Firewall: &wall{},
 	})
 	server := d.Server()
-	go func() { _ = server.Serve(tls.NewListener(listener, id.Server(sha256.Sum256(der)))) }()
+	go func() { _ = server.Serve(listener, id.Server(sha256.Sum256(der))) }()
 	t.Cleanup(func() {
 		server.Close(time.Second)
 		d.End()
@@ -487,5 +487,35 @@ func TestSlowStrangersAreCutOff(t *testing.T) {
 	_ = connection.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := connection.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Error(err)
+	}
+}
+
+func TestManyStrangersAreBounded(t *testing.T) {
+	s := serve(t)
+	address := strings.TrimSuffix(strings.TrimPrefix(s.url, "https://"), "/")
+	var strangers []net.Conn
+	defer func() {
+		for _, c := range strangers {
+			c.Close()
+		}
+	}()
+	for range maximumAtDoor + 20 {
+		c, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		strangers = append(strangers, c)
+	}
+	s.call(t, "GetInfo", "") // its own client gets in
+	for i, c := range strangers[:20] {
+		_ = c.SetReadDeadline(time.Now().Add(headerTimeout / 2))
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("stranger %d still takes room: %v", i, err)
+		}
+	}
+	last := strangers[len(strangers)-1]
+	_ = last.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := last.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the newest was sent away:", err)
 	}
 }
