@@ -13,8 +13,10 @@ cp -R "$agent" "$work/another place/and deeper/agent"
 rm -rf "$work/another place/and deeper/agent/dist"
 cp "$agent/../galaxy.yml" "$work/another place/and deeper/" 2>/dev/null || true
 
+path=$(${1:-go} env GOPATH)
+cache=$(${1:-go} env GOCACHE)
 "$agent/build.sh" "$work/one" "$@"
-(cd / && HOME=$work GOPATH=$(${1:-go} env GOPATH) GOCACHE=$(${1:-go} env GOCACHE) "$work/another place/and deeper/agent/build.sh" "$work/two" "$@")
+(cd / && HOME=$work GOPATH=$path GOCACHE=$cache "$work/another place/and deeper/agent/build.sh" "$work/two" "$@")
 
 (cd "$work/one" && sha256sum ./*) > "$work/sums"
 (cd "$work/two" && sha256sum -c "$work/sums")
