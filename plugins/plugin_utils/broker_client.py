@@ -75,13 +75,15 @@ def _unavailable(folder: str, detail: t.Any) -> SojournError:
 def make_private_folder(path: str) -> None:
     """Makes a folder that only this user can enter, or checks that it is one. Raises SD-902."""
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise _unavailable(path, error) from None
-    try:
-        status = os.lstat(path)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:  # a broker that ends has just removed it
+            os.mkdir(path, 0o700)
+            status = os.lstat(path)
     except OSError as error:
         raise _unavailable(path, error) from None
     if not stat.S_ISDIR(status.st_mode):
@@ -157,10 +159,16 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
     connection = _connect_socket(folder)
     if connection is not None or not start:
         return connection
-    make_private_folder(os.path.dirname(folder))
+    base = os.path.dirname(folder)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        make_private_folder(folder)
+        make_private_folder(base)
+        try:
+            make_private_folder(folder)
+        except SojournError:
+            if not os.path.lexists(base):
+                continue  # another run's broker, the last one there, has just removed it
+            raise
         # Many workers may come at once (delegate_to, forks): one starts the broker, the others wait here.
         try:
             lock = os.open(os.path.join(folder, 'lock'), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

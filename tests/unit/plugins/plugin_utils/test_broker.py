@@ -248,6 +248,36 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@pytest.mark.parametrize("when", ["before the run's folder", "after it was found"])
+def test_another_runs_broker_removes_the_common_folder_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    base, removed = Path(f"/tmp/sojourn-alone-{os.getpid()}"), []
+    monkeypatch.setattr(broker_client, "_private_base", lambda: str(base))
+    run.folder = Path(broker_client.run_folder(run.process.pid))
+    real_mkdir, real_lstat = os.mkdir, os.lstat
+
+    def remove() -> None:
+        if not removed:
+            removed.append(True)
+            base.rmdir()
+
+    def mkdir(path: Any, mode: int = 0o777) -> None:
+        if when == "before the run's folder" and path == str(run.folder):
+            remove()
+        real_mkdir(path, mode)
+
+    def lstat(path: Any) -> Any:
+        if when == "after it was found" and path == str(base):
+            remove()
+        return real_lstat(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(broker_client.os, "mkdir", mkdir)
+        patched.setattr(broker_client.os, "lstat", lstat)
+        connection = run.connect()
+    connection.close()
+    assert removed
+
+
 def test_other_users_are_turned_away(run: Run) -> None:
     run.connect().close()
     code = (
