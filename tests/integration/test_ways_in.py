@@ -298,13 +298,16 @@ def test_a_wrong_checksum_leaves_nothing(controller: Controller, target: Any, tm
 def test_output_comes_while_the_process_runs(controller: Controller, linux_target: Any) -> None:
     agent = controller.agent(linux_target)
     agent.deploy()
-    begin = time.monotonic()
-    seen: list[tuple[str, bytes, float]] = []
-    result = agent.execute(
-        command_line="echo one; sleep 1; echo two >&2; sleep 1; exit 7", on_output=lambda stream, data: seen.append((stream, data, time.monotonic() - begin))
-    )
-    assert [(stream, data) for stream, data, unused in seen] == [("stdout", b"one\n"), ("stderr", b"two\n")]
-    assert seen[0][2] < 0.9
+    linux_target.exec(["mkfifo", "/tmp/go-on"])
+    seen: list[tuple[str, bytes]] = []
+
+    def on_output(stream: str, data: bytes) -> None:
+        seen.append((stream, data))
+        if data == b"one\n":  # the process ends only because this came while it ran
+            linux_target.exec(["sh", "-c", "echo > /tmp/go-on"])
+
+    result = agent.execute(command_line="echo one; read line < /tmp/go-on; rm /tmp/go-on; echo two >&2; exit 7", on_output=on_output, timeout=60)
+    assert seen == [("stdout", b"one\n"), ("stderr", b"two\n")]
     assert (result["exit_code"], result["stdout"], result["stderr"], result["timed_out"]) == (7, b"one\n", b"two\n", False)
 
 
