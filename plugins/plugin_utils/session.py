@@ -97,6 +97,8 @@ class Session:
         self._seconds: dict[str, float] = {}
         self._lost = False
         self._ended = False
+        #: The target's options with which the agent was deployed.
+        self._proven: Target | None = None
         #: Another session that turned out to have its agent on the same target; everything goes there.
         self._other: Session | None = None
         # The keeper: renews the lease, forgets ended processes
@@ -184,7 +186,7 @@ class Session:
                 log.error('%s: after "%s": %s', target.host, error, undone)
             raise
         self._info, self._seconds, self._lost = info, laps, False
-        self._channel = channel
+        self._channel, self._proven = channel, target
         log.info('%s: agent %s on port %d, seconds %s', target.host, way_in.name, ready.port, laps)
 
     def _config(self, way_in: WayIn) -> Config:
@@ -380,25 +382,35 @@ class Session:
                 return other.remove()
             if self._channel is None:
                 return {'changed': False, 'removed': []}
-            way_in = make_way_in(self.target, self.run)
+            reached: list[WayIn] = []
             try:
-                return self._remove(way_in)
+                return self._remove(reached)
             finally:
-                way_in.release()
+                for way_in in reached:
+                    way_in.release()
                 self._drop()
 
-    def _remove(self, way_in: WayIn) -> dict[str, t.Any]:
+    def _remove(self, reached: list[WayIn]) -> dict[str, t.Any]:
         channel = t.cast(channel_module.Channel, self._channel)
         failure: list[SojournError] = []
 
         def connect() -> None:
-            try:
-                way_in.connect()
-            except SojournError as error:
-                failure.append(error)
-            except Exception as error:
-                log.exception('%s: connecting to see that nothing is left', self.target.host)
-                failure.append(SojournError('SD-903', host=self.target.host, step='connecting', detail=repr(error)))
+            # What got the agent in gets in again; unless the run itself has changed the password since.
+            for target in dict.fromkeys((self._proven or self.target, self.target)):
+                way_in = make_way_in(target, self.run)
+                reached.append(way_in)
+                try:
+                    way_in.connect()
+                    failure.clear()
+                    return
+                except SojournError as error:
+                    failure.append(error)
+                    if not error.code.startswith('SD-3'):
+                        return
+                except Exception as error:
+                    log.exception('%s: connecting to see that nothing is left', self.target.host)
+                    failure.append(SojournError('SD-903', host=self.target.host, step='connecting', detail=repr(error)))
+                    return
 
         # While the agent packs up, the way in connects again to look that nothing is left.
         connecting = threading.Thread(target=connect, name=f'connect {self.target.host}', daemon=True)
@@ -414,19 +426,20 @@ class Session:
         connecting.join()
         if failure:
             raise failure[0]
+        way_in = reached[-1]
         # An agent that was killed has left its folder, and its rules.
         killed = patience is not None and any(item.run == self.run for item in way_in.find())
         removed = way_in.wait_removed(patience) if patience is not None else way_in.wait_removed()
         if self._info.get('firewall_rule'):
             if killed:
-                self._take_back_rules()
+                self._take_back_rules(way_in.target)
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
 
-    def _take_back_rules(self) -> None:
+    def _take_back_rules(self, target: Target) -> None:
         """Of an agent that could not do it itself: only an agent can, and one that begins takes back what its run has left."""
-        way_in = make_way_in(self.target, self.run)
+        way_in = make_way_in(target, self.run)
         try:
             way_in.connect()
             try:

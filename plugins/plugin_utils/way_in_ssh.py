@@ -246,6 +246,8 @@ class SshWayIn(WayIn):
         with self._errors('looking at the target'):
             code, output, errors = self._run(_words(_LOOK))
             facts = dict(line.partition(' ')[::2] for line in output.decode('utf-8', 'replace').splitlines())
+            if code == -1:
+                raise self.error('SD-205', address=self._address, detail='the target closed the connection')
             if code != 0 or 'system' not in facts:
                 raise self.error('SD-404', detail=f'its login shell ran no command ({errors.strip()[-200:] or f"exit code {code}"})')
             self._is_root = facts.get('user') == '0'

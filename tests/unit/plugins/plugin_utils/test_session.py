@@ -260,6 +260,41 @@ def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:
     assert left[0] == -1
 
 
+def test_removing_goes_in_with_what_got_the_agent_in(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make(host, password="first")
+    session.deploy()
+    tried: list[str | None] = []
+    right = ["first"]
+
+    def way_in(target: Target, run: str) -> WayIn:
+        made = FakeWayIn(host, target, run)
+
+        def connect() -> None:
+            tried.append(target.password)
+            if target.password not in right:
+                raise made.error("SD-301", user="root", detail="wrong password")
+            FakeWayIn.connect(made)
+
+        made.connect = connect
+        return made
+
+    monkeypatch.setattr(session_module, "make_way_in", way_in)
+    session.target = Target.make("ssh", "::1", host="web1", password="second")
+    assert session.remove()["changed"] and tried == ["first"]
+    session.target = Target.make("ssh", "::1", host="web1", password="first")
+    session.deploy()
+    tried.clear()
+    right[:] = ["second"]
+    session.target = Target.make("ssh", "::1", host="web1", password="second")
+    assert session.remove()["changed"] and tried == ["first", "second"]
+    right[:] = ["first"]
+    session.target = Target.make("ssh", "::1", host="web1", password="first")
+    session.deploy()
+    right[:] = []
+    with pytest.raises(SojournError, match="SD-301"):
+        session.remove()
+
+
 # Jobs
 
 
