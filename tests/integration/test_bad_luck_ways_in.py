@@ -45,8 +45,8 @@ def test_wrong_password_through_ansible(controller: Controller, target: Any, fam
     assert "Traceback" not in shown and "Wrong1!x" not in shown
 
 
-def test_unknown_user(controller: Controller, target: Any) -> None:
-    assert refused(controller, target, user="nobody-here", password="x").code == "SD-301"
+def test_unknown_user(controller: Controller, target: Any, family: str) -> None:
+    assert refused(controller, target, family, user="nobody-here", password="x").code == "SD-301"
 
 
 def test_no_credentials(controller: Controller, linux_target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +144,8 @@ def test_no_right_to_become_root(controller: Controller, linux_target: Any, fami
     assert (error.code, error.kind) == ("SD-305", "failed") and "visitor is not in the sudoers file" in str(error)
 
 
-def test_wrong_sudo_password(controller: Controller, linux_target: Any) -> None:
-    error = refused(controller, linux_target, user="deployer", become_password="Wrong1!x")
+def test_wrong_sudo_password(controller: Controller, linux_target: Any, family: str) -> None:
+    error = refused(controller, linux_target, family, user="deployer", become_password="Wrong1!x")
     assert error.code == "SD-305" and "sudo refused the password" in str(error)
 
 
@@ -164,11 +164,11 @@ def mounted(target: Any, place: str, options: str) -> Iterator[None]:
         target.exec(["sh", "-c", f"umount {place} && rmdir {place}"])
 
 
-def test_noexec_folders_are_passed_over(controller: Controller, linux_target: Any) -> None:
+def test_noexec_folders_are_passed_over(controller: Controller, linux_target: Any, family: str) -> None:
     with mounted(linux_target, "/mnt/noexec", "noexec,size=64m"):
-        error = refused(controller, linux_target, remote_folders=("/mnt/noexec", "/no/such/folder"))
+        error = refused(controller, linux_target, family, remote_folders=("/mnt/noexec", "/no/such/folder"))
         assert error.code == "SD-403" and "/mnt/noexec is mounted noexec" in str(error) and "/no/such/folder does not exist" in str(error)
-        agent = controller.agent(linux_target, remote_folders=("/mnt/noexec", "/var/tmp"))
+        agent = controller.agent(linux_target, family, remote_folders=("/mnt/noexec", "/var/tmp"))
         assert agent.deploy()["info"]["folder"].startswith("/var/tmp/sojourn-")
         agent.remove()
 
@@ -280,12 +280,12 @@ def test_an_agent_that_does_not_start(
     assert caught.value.code == "SD-406" and words in str(caught.value), str(caught.value)
 
 
-def test_the_agents_port_is_blocked_on_the_way(controller: Controller, target: Any) -> None:
+def test_the_agents_port_is_blocked_on_the_way(controller: Controller, target: Any, family: str) -> None:
     # Some firewall in between, which the agent cannot open
     rule = "table inet between { chain output { type filter hook output priority 0; tcp dport 62286-62293 drop; }; }"
     controller.lab.run(["nft", "-f", "-"], input=rule, check=True)
     try:
-        error = refused(controller, target, connection_timeout=1)
+        error = refused(controller, target, family, connection_timeout=1)
         assert error.code == "SD-501" and error.kind == "unreachable" and "62286-62293" in str(error)
     finally:
         controller.lab.run(["nft", "delete", "table", "inet", "between"], check=True)

@@ -283,10 +283,10 @@ def test_files_both_ways(controller: Controller, target: Any, family: str, tmp_p
     assert agent.remove_path("stage", recursive=True) is False
 
 
-def test_a_wrong_checksum_leaves_nothing(controller: Controller, target: Any, tmp_path: Path) -> None:
+def test_a_wrong_checksum_leaves_nothing(controller: Controller, target: Any, family: str, tmp_path: Path) -> None:
     from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
-    agent = controller.agent(target)
+    agent = controller.agent(target, family)
     source = tmp_path / "source"
     source.write_bytes(os.urandom(3 << 20))
     with pytest.raises(SojournError, match=r"checksum of .* expected 0000.* \(SD-106\)"):
@@ -339,8 +339,8 @@ def test_a_caller_that_goes_away_kills_its_process(controller: Controller, linux
 
 
 @pytest.mark.parametrize("way", ["run killed", "broker told to end"])
-def test_the_broker_cleans_up(controller: Controller, target: Any, way: str) -> None:
-    agent = controller.agent(target)
+def test_the_broker_cleans_up(controller: Controller, target: Any, family: str, way: str) -> None:
+    agent = controller.agent(target, family)
     agent.deploy()
     if way == "run killed":
         controller.owner.kill()
@@ -359,9 +359,9 @@ def test_the_lease_cleans_up_after_a_killed_broker(controller: Controller, targe
     wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 30)
 
 
-def test_an_agent_that_was_killed_is_cleaned_up_after(controller: Controller, target: Any) -> None:
+def test_an_agent_that_was_killed_is_cleaned_up_after(controller: Controller, target: Any, family: str) -> None:
     """By the run's end, its firewall rule too, which no way in reaches."""
-    info = controller.agent(target).deploy()["info"]
+    info = controller.agent(target, family).deploy()["info"]
     if target.kind == "linux":
         target.exec(["kill", "-9", str(info["process_id"])])
     else:
