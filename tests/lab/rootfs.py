@@ -9,15 +9,26 @@ from pathlib import Path
 
 from . import cache
 from .commands import run
+from .errors import LabError
 
 HERE = Path(__file__).parent
-MIRROR = os.environ.get("SOJOURN_LAB_MIRROR", "http://deb.debian.org/debian")
 
 # nspawn keeps a lock and a folder for each container here, and leaves them when it is killed.
 NSPAWN_NOTES = "/run/systemd/nspawn"
 
 # Nobody reads manuals on a throwaway target: less to unpack.
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/lintian/*")
+
+
+def mirror() -> str:
+    """Where Debian's packages come from: SOJOURN_LAB_MIRROR, else this machine's own mirror."""
+    if given := os.environ.get("SOJOURN_LAB_MIRROR"):
+        return given
+    for line in run(["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]).stdout.splitlines():
+        origin, release, address = line.split(maxsplit=2)
+        if origin == "Debian" and "-" not in release:  # not its security or updates
+            return address
+    raise LabError("this machine's apt knows no mirror of Debian; name one in SOJOURN_LAB_MIRROR")
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class RootFileSystem:
             f"--setup-hook={from_cache}",
             f"--customize-hook={into_cache}",
             f"--include={','.join(self.packages)}",
-            *(self.suite, str(root), MIRROR),
+            *(self.suite, str(root), mirror()),
         ]
         run(command, timeout=1800)
 
