@@ -108,7 +108,11 @@ class Broker:
     # Listening
 
     def listen(self) -> None:
-        """Opens the socket."""
+        """Takes the signals, then opens the socket: whoever is told that the broker is ready may signal it at once."""
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the run's; the broker goes by the run's end
+        signal.signal(signal.SIGTERM, lambda unused_number, unused_frame: self._ending.set())
         before = os.umask(0o177)
         try:
             self._listener.bind(broker_client.socket_path(self.folder))
@@ -118,10 +122,6 @@ class Broker:
 
     def serve(self) -> None:
         """Until the owner ends or a signal comes."""
-        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the run's; the broker goes by the run's end
-        signal.signal(signal.SIGTERM, lambda unused_number, unused_frame: self._ending.set())
         threading.Thread(target=self._warm_up, name='warm-up', daemon=True).start()
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
