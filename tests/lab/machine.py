@@ -66,12 +66,14 @@ def problems() -> list[str]:
         return ["it isn't Linux"]
     if os.geteuid() != 0:
         return ["root is needed (namespaces, overlay mounts)"]
-    found = [f"{tool} is missing (Debian package {package})" for tool, package in _missing_tools().items()]
+    missing = _missing_tools()
+    # What apt brings is no reason why not: `prepare` and `up` install it.
+    found = [] if shutil.which("apt-get") else [f"{tool} is missing (Debian package {package})" for tool, package in missing.items()]
     kinds = Path("/proc/filesystems").read_text().split()
     found += [f"the kernel has no {kind}" for kind in ("overlay", "tmpfs") if kind not in kinds]
     if not any(kind in kinds for kind in ("cgroup", "cgroup2")):
         found.append("the kernel has no control groups")
-    if not found:
+    if not found and not missing:  # it takes the tools to try; on a machine without them `require` does, once it has installed them
         found += _trial()
     return found
 
