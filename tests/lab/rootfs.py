@@ -16,6 +16,9 @@ HERE = Path(__file__).parent
 # nspawn keeps a lock and a folder for each container here, and leaves them when it is killed.
 NSPAWN_NOTES = "/run/systemd/nspawn"
 
+# What else the mirror calls a suite.
+OTHER_NAMES = {"trixie": "stable", "bookworm": "oldstable"}
+
 # Nobody reads manuals on a throwaway target: less to unpack.
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/lintian/*")
 
@@ -74,6 +77,21 @@ class RootFileSystem:
         cache.ensure(f"root-{self.name}", self.key, lambda folder: self._furnish(base, folder))
 
     def _install(self, root: Path) -> None:
+        try:
+            self._bootstrap(root, self.suite)
+        except LabError as error:
+            # A mirror that is being brought up to date has a release file and indexes of different days, for hours sometimes,
+            # under one of the suite's names but not the other.
+            if not any(sign in str(error) for sign in ("unexpected size", "Hash Sum mismatch")) or not (name := OTHER_NAMES.get(self.suite)):
+                raise
+            cache.say(f"the mirror's {self.suite} does not fit together: trying it as {name}")
+            cache.remove_tree(root)
+            self._bootstrap(root, name)
+            release = (root / "etc/os-release").read_text()
+            if f"VERSION_CODENAME={self.suite}\n" not in release:
+                raise
+
+    def _bootstrap(self, root: Path, suite: str) -> None:
         debs = cache.folder() / "debs" / self.suite
         debs.mkdir(parents=True, exist_ok=True)
         archives = '"$1/var/cache/apt/archives"'
@@ -93,7 +111,7 @@ class RootFileSystem:
             f"--setup-hook={from_cache}",
             f"--customize-hook={into_cache}",
             f"--include={','.join(self.packages)}",
-            *(self.suite, str(root), mirror()),
+            *(suite, str(root), mirror()),
         ]
         run(command, timeout=1800)
 
