@@ -17,6 +17,7 @@ class ActionModule(AgentAction):
 
     ARGUMENTS = {
         'run': {'type': 'str'},
+        'force': {'type': 'bool', 'default': False},
     }
 
     def blank(self) -> dict[str, t.Any]:
@@ -28,7 +29,9 @@ class ActionModule(AgentAction):
         run = self.options['run'].removeprefix('sojourn-').lower() if self.options['run'] else None
         if run is not None and not re.fullmatch('[0-9a-f]{12}', run):
             raise SojournError('SD-102', step='reading the options', option='run', detail="a run's id has 12 hexadecimal digits")
-        answer = self.agent.cleanup(run=run, check=self.check_mode)
+        if self.options['force'] and run is None:
+            raise SojournError('SD-102', step='reading the options', option='force', detail="it takes 'run' too: what is alive is removed by name only")
+        answer = self.agent.cleanup(run=run, force=self.options['force'], check=self.check_mode)
         leftovers = answer['leftovers']
         result.update(changed=answer['changed'], leftovers=leftovers)
         if self.diff_mode:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import secrets
 import tempfile
@@ -18,8 +20,10 @@ from ansible.errors import AnsibleError
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import installers, package_database, package_file, return_codes
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.action_base import AgentAction
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import BROKE_OFF, Installation
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.installer_output import Lines, decode_tail, read_tail
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ledger import INSTALLING
 
 #: Seconds between two tries while another installation runs on the target: the first, and the longest.
 BUSY_PAUSES = (2.0, 30.0)
@@ -66,6 +70,9 @@ class ActionModule(AgentAction):
         'skip_wrong_family': {'type': 'bool', 'default': False},
     }
 
+    #: The package's number in the broker's ledger; None: it is not announced yet.
+    number: int | None = None
+
     def blank(self) -> dict[str, t.Any]:
         """A package that nothing was done for yet has failed, until the end says otherwise."""
         return {
@@ -80,13 +87,27 @@ class ActionModule(AgentAction):
         self.seconds = result['seconds']
         try:
             self._act(task_vars)
+        except SojournError as error:
+            self._note(state=return_codes.FAILED, msg=error.sentence)
+            raise
+        else:
+            self._note(state=result['state'], msg=result.get('msg'))
         finally:
             self.seconds['total'] = round(time.monotonic() - begin, 3)
+
+    def _note(self, **changes: t.Any) -> None:
+        """Keeps the broker's ledger up to date, which tells what became of the packages where the run is cut off. It never fails a package."""
+        if self.number is not None:
+            with contextlib.suppress(SojournError):
+                self.agent.note(self.number, **changes)
 
     def _act(self, task_vars: dict[str, t.Any]) -> None:
         self._check_options()
         self._read_package(task_vars)
-        self.info = self.agent.deploy()['info']
+        if self.number is None and not self.check_mode:
+            self.number = self.agent.note(package=self.label)
+        deployed = self.agent.deploy()
+        self.info = deployed['info']
         mismatch = self._family_mismatch()
         if mismatch:
             error = SojournError('SD-105', step='comparing package and target', kind=self.package.runs, family=mismatch)
@@ -96,7 +117,10 @@ class ActionModule(AgentAction):
             return
         before = self._look()
         self.result.update(version_before=before.version, version_after=before.version)
-        if not before.needed:
+        earlier = self._earlier() if deployed['taken_over'] and not self.check_mode else None
+        if earlier is not None:
+            self._take_up(earlier, before)
+        elif not before.needed:
             self._conclude(return_codes.ALREADY_CURRENT, f'{self.label}: {before.reason}.')
         elif self.check_mode:
             self._conclude(return_codes.INSTALLED, f'{self.label} would be installed: {before.reason}.')
@@ -266,9 +290,7 @@ class ActionModule(AgentAction):
     def _run(self, before: _Look, path: str) -> None:
         family = self.package.family
         directory = installers.parent(family, path)
-        log = self.options['log'] or (installers.MSI_LOG if self.package.runs == 'msi' else None)
-        if log and not installers.is_absolute(family, log):
-            log = installers.join(family, directory, log)
+        log = self._log_path(directory)
         command = installers.command(installers.Request(
             kind=self.package.runs, path=path, arguments=self.options['arguments'], log=log,
             reinstall=self.options['reinstall'],
@@ -277,40 +299,129 @@ class ActionModule(AgentAction):
             has_apt=self.package.runs == 'deb' and self._exists('/usr/bin/apt-get'),
             executable=self.package.beginning.startswith((b'#!', b'\x7fELF')),
             busy_timeout=self.options['busy_timeout']))
+        label = f'{self._fingerprint(self.result["package"]["checksum"])} in {directory}'
+        self._follow(before, log, lambda lines: self._execute(command, directory, label, lines))
+
+    def _log_path(self, directory: str) -> str | None:
+        family = self.package.family
+        log = self.options['log'] or (installers.MSI_LOG if self.package.runs == 'msi' else None)
+        return installers.join(family, directory, log) if log and not installers.is_absolute(family, log) else log
+
+    def _follow(self, before: _Look, log: str | None, work: t.Callable[[Lines], tuple[dict[str, t.Any], return_codes.Outcome]]) -> None:
+        """What the installer writes, its log, and what came of it."""
         lines = Lines(self.show)
         try:
-            answer, outcome = self._execute(command, directory, lines)
+            answer, outcome = work(lines)
         finally:
             lines.end()
         self.result.update(exit_code=answer['exit_code'], meaning=outcome.meaning, stdout=decode_tail(answer['stdout']), stderr=decode_tail(answer['stderr']))
         self._fetch_log(log, lines)
         self._judge(before, outcome, timed_out=answer['timed_out'])
 
+    # An earlier run's installation
+
+    def _fingerprint(self, checksum: str) -> str:
+        """Names this very installation to whoever finds it running on the target. No environment: it may hold secrets."""
+        what = json.dumps([checksum, self.package.runs, self.package.entry, self.options['arguments']], default=str)
+        return f'{self.package.name} {hashlib.sha256(what.encode()).hexdigest()[:16]}'
+
+    def _earlier(self) -> dict[str, t.Any] | None:
+        """The process of this very installation, which a run that was cut off had begun."""
+        executions = [execution for execution in self.agent.executions() if execution.get('label')]
+        if not executions:
+            return None
+        checksum = self.expected_checksum or package_file.checksum(self.package.path)
+        fingerprint = self._fingerprint(checksum)
+        found = next((execution for execution in executions if execution['label'].startswith(f'{fingerprint} in ')), None)
+        if found is not None:
+            self.result['package']['checksum'] = checksum
+        return found
+
+    def _take_up(self, execution: dict[str, t.Any], before: _Look) -> None:
+        """Waits for it, or takes the result that waits there; nothing is sent, and nothing installed twice."""
+        directory = execution['label'].partition(' in ')[2]
+        self.show(f'{self.label}: taking up its installation, which a run that was cut off had begun')
+        self.result['taken_up'] = True
+        self.log_file = self._prepare_log_file()
+        self._note(state=INSTALLING, codes=self._codes())
+
+        def work(lines: Lines) -> tuple[dict[str, t.Any], return_codes.Outcome]:
+            installation = Installation(execution['handle'], execution['label'], self.label, t.cast(int, self.number))
+            return self._outcome(self._attend(lambda: self.agent.follow(installation, on_output=lines.feed)))
+
+        reachable = True
+        try:
+            self._follow(before, self._log_path(directory), work)
+        except SojournError as error:
+            reachable = error.kind != 'unreachable'
+            raise
+        finally:
+            if reachable:
+                self._remove(directory)
+
     def _same_product(self, installed: package_database.Installed | None) -> bool:
         """Whether Windows knows the very ProductCode: another build of the same product, or the same one again."""
         return bool(self.package.runs == 'msi' and installed and installed.product_id and self.identity.product_id
                     and installed.product_id.casefold() == self.identity.product_id.casefold())
 
-    def _execute(self, command: installers.Command, directory: str, lines: Lines) -> tuple[dict[str, t.Any], return_codes.Outcome]:
+    def _execute(self, command: installers.Command, directory: str, label: str, lines: Lines) -> tuple[dict[str, t.Any], return_codes.Outcome]:
         """Runs the installer, again while another installation keeps it from beginning."""
-        timeout = self.options['timeout'] or None
         pause, longest = BUSY_PAUSES
         deadline = time.monotonic() + self.options['busy_timeout']
+        self._note(state=INSTALLING, codes=self._codes())
         while True:
-            answer = self.agent.execute(
-                arguments=list(command.arguments) if command.arguments else None, command_line=command.command_line, directory=directory,
-                environment={**command.environment, **self._environment()}, timeout=timeout, on_output=lines.feed)
-            self.seconds['install'] = round(self.seconds['install'] + answer['seconds'], 3)
-            if answer['timed_out']:
-                return answer, return_codes.Outcome(return_codes.FAILED, f'killed after {self.options["timeout"]} s')
-            outcome = return_codes.outcome(self.table, answer['exit_code'])
+            installation = Installation(secrets.token_hex(16), label, self.label, t.cast(int, self.number))
+
+            def start(installation: Installation = installation) -> dict[str, t.Any]:
+                return self.agent.execute(
+                    arguments=list(command.arguments) if command.arguments else None, command_line=command.command_line, directory=directory,
+                    environment={**command.environment, **self._environment()}, timeout=self.options['timeout'] or None, on_output=lines.feed,
+                    installation=installation)
+
+            answer, outcome = self._outcome(self._attend(start))
             left = deadline - time.monotonic()
-            if not outcome.busy or left <= 0:
+            if answer['timed_out'] or not outcome.busy or left <= 0:
                 return answer, outcome
             self.show(f'{self.label}: {outcome.meaning}, trying again for {left:.0f} s')
             # Windows tells nobody when its installer is free again.
             time.sleep(min(pause, left))
             pause = min(2 * pause, longest)
+
+    def _outcome(self, answer: dict[str, t.Any]) -> tuple[dict[str, t.Any], return_codes.Outcome]:
+        self.seconds['install'] = round(self.seconds['install'] + answer['seconds'], 3)
+        if answer['timed_out']:
+            return answer, return_codes.Outcome(return_codes.FAILED, f'killed after {self.options["timeout"]} s')
+        return answer, return_codes.outcome(self.table, answer['exit_code'])
+
+    def _codes(self) -> dict[str, list[str]]:
+        return {str(code): [outcome.state, outcome.meaning] for code, outcome in self.table.items()}
+
+    def _attend(self, action: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
+        """Runs the installer, whatever becomes of the broker meanwhile; and tells, where the agent was lost, what is known."""
+        try:
+            try:
+                return action()
+            except SojournError as error:
+                if error.code != 'SD-902' or error.fields.get('detail') != BROKE_OFF:
+                    raise
+                # The broker was killed; a new one takes its session over. The installer is named, so that it is not begun again.
+                return action()
+        except SojournError as error:
+            if error.code not in ('SD-502', 'SD-503', 'SD-705'):
+                raise
+            raise self._lost(error) from None
+
+    def _lost(self, error: SojournError) -> SojournError:
+        """The agent went away while the installer ran: where the target is there again, that is a failed package, not an unreachable host."""
+        try:
+            now = self.agent.deploy()['info']
+        except SojournError:
+            return error
+        with contextlib.suppress(SojournError):
+            after = self._installed()
+            self.result['version_after'] = after.version if after else None
+        detail = 'the target restarted meanwhile' if now.get('boot_id') != self.info.get('boot_id') else 'the agent on the target was ended meanwhile'
+        return SojournError('SD-712', step='installing', package=self.label, detail=detail)
 
     def _judge(self, before: _Look, outcome: return_codes.Outcome, timed_out: bool) -> None:
         """Turns the installer's word into the state, and checks it against the target."""

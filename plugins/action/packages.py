@@ -15,13 +15,17 @@ from ansible_collections.sojourn.deploy.plugins.action.install import ActionModu
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import return_codes
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.action_base import AgentAction, display
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ledger import DROPPED
 
-#: Beside the states of a package: the host did not answer, or an earlier package failed.
+#: Beside the states of a package and DROPPED (an earlier package failed): the host did not answer.
 UNREACHABLE = 'unreachable'
-DROPPED = 'dropped'
 #: Of a package's result, what only its own log file has room for; a failed one keeps this many characters of each.
 _LONG = ('log', 'stdout', 'stderr')
 _KEPT = 2000
+
+
+def _name(package: dict[str, t.Any]) -> str:
+    return os.path.basename(str(package['src']).rstrip('/'))
 
 
 class ActionModule(AgentAction):
@@ -41,20 +45,26 @@ class ActionModule(AgentAction):
         """Installs the packages; the result has failed if one of them did. Raises SojournError for a list that cannot be read."""
         self._check_packages()
         stopped = False
-        for package in self.options['packages']:
-            if not boolean(package.get('when', True)):
-                continue
-            row: dict[str, t.Any] = {'package': os.path.basename(str(package['src']).rstrip('/'))}
+        packages = [package for package in self.options['packages'] if boolean(package.get('when', True))]
+        for package, number in zip(packages, self._announce(packages), strict=True):
+            row: dict[str, t.Any] = {'package': _name(package)}
             if stopped:
                 row.update(state=DROPPED, msg='An earlier package failed.')
+                self.agent.note(number, state=DROPPED, msg=row['msg'])
             else:
-                row.update(self._install(package, task_vars))
+                row.update(self._install(package, number, task_vars))
                 stopped = row['state'] == UNREACHABLE or (row['state'] == return_codes.FAILED and self.options['stop_on_failure'])
             if 'diff' in row:
                 result.setdefault('diff', []).append(row.pop('diff'))
             result['results'].append(row)
             self._show_row(row)
         self._conclude(result)
+
+    def _announce(self, packages: list[dict[str, t.Any]]) -> list[int | None]:
+        """Tells the broker what is to come, for the case that the run is cut off; gives each package's number in its ledger."""
+        if self.check_mode:
+            return [None] * len(packages)
+        return [self.agent.note(package=_name(package)) for package in packages]
 
     def _check_packages(self) -> None:
         for number, package in enumerate(self.options['packages'], start=1):
@@ -68,11 +78,12 @@ class ActionModule(AgentAction):
     def _bad(detail: str) -> SojournError:
         return SojournError('SD-102', step='reading the options', option='packages', detail=detail)
 
-    def _install(self, package: dict[str, t.Any], task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _install(self, package: dict[str, t.Any], number: int | None, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """One package's result, as a row."""
         task = self._task.copy()
         task.args = {'skip_wrong_family': True, 'log_dest': self.options['log_dest'], **{name: value for name, value in package.items() if name != 'when'}}
         action = Install(task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
+        action.number = number
         answer = action.run(task_vars=task_vars)
         row = {name: value for name, value in answer.items() if not name.startswith('_') and name not in ('failed', 'unreachable', 'package', *_LONG)}
         # The host is named beside it wherever a row is shown.

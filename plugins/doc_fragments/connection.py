@@ -101,6 +101,19 @@ options:
       - name: SOJOURN_LEASE_SECONDS
     vars:
       - name: ansible_sojourn_lease_seconds
+  reconnect_timeout:
+    description:
+      - Seconds to wait for a target that was there before in this run and does not answer any more. It may be restarting.
+      - A target that was not reached yet in this run is not waited for; see O(connection_timeout).
+    type: float
+    default: 300
+    ini:
+      - section: sojourn
+        key: reconnect_timeout
+    env:
+      - name: SOJOURN_RECONNECT_TIMEOUT
+    vars:
+      - name: ansible_sojourn_reconnect_timeout
   controller_address:
     description:
       - The controller's address as the target sees it; only from there the agent's port is opened.

@@ -14,6 +14,7 @@ version_added: 0.1.0
 description:
   - Finds what runs of this collection left on the target - services, processes, folders and firewall rules named C(sojourn-<run>) - and
     removes what no living run owns, whatever state it is in and also where no agent answers.
+  - A run is alive as long as the lease of its agent on the target lasts, or an installation that its agent waits for.
   - What belongs to another run that is alive is left alone and reported, and so is everything that this collection did not make.
   - The agent of the present run is taken off as well.
 extends_documentation_fragment:
@@ -24,9 +25,15 @@ attributes:
 options:
   run:
     description:
-      - Only what belongs to the run with this id, alive or not.
+      - Only what belongs to the run with this id.
       - Twelve hexadecimal digits, as in the names on the target.
     type: str
+  force:
+    description:
+      - Remove what belongs to O(run) also where that run is alive, or its agent still waits for an installation.
+      - An installation that runs is not ended by this, but what it needs may be taken from it.
+    type: bool
+    default: false
 author:
   - The sojourn.deploy authors (@sojourn)
 seealso:
@@ -45,6 +52,7 @@ EXAMPLES = r'''
 - name: Remove what one run left, even if it seems alive
   sojourn.deploy.cleanup:
     run: 0123456789ab
+    force: true
 '''
 
 RETURN = r'''

@@ -186,6 +186,11 @@ state:
     - V(not_applicable) - it is not for this target.
   returned: always
   type: str
+taken_up:
+  description:
+    - Whether it was installed by an earlier run that was cut off, and this task waited for that installation or took its result.
+  returned: when it was
+  type: bool
 exit_code:
   description: The installer's exit code, V(null) where none was run.
   returned: always

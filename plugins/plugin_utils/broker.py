@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import os
+import queue
 import resource
 import secrets
 import select
@@ -27,16 +29,21 @@ import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, wire
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ledger import DROPPED, Ledger, leave
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
 
 log = logging.getLogger('sojourn.broker')
 
+#: In the broker's folder: locked by the broker.
+ALIVE = 'alive'
 #: Longest log, in bytes.
 MAXIMUM_LOG = 2 << 20
 #: Seconds between two looks at the owner where the system has no pidfd.
 POLL_OWNER = 0.25
 #: Seconds after which a worker that could not be let in is tried again.
 ACCEPT_AGAIN = 0.2
+#: Seconds that whoever waits for the run's end may take to hear the last word.
+LAST_WORD_SECONDS = 5.0
 
 
 class _BoundedHandler(logging.StreamHandler):
@@ -100,7 +107,11 @@ class Broker:
         self._sessions: dict[str, t.Any] = {}
         self._lock = threading.Lock()
         self._credentials: t.Any = None
+        self.ledger = Ledger()
         self._ending = threading.Event()
+        #: Who waits for the run's end to be over, and hears what happens.
+        self._waiting: dict[threading.Thread, queue.SimpleQueue[dict[str, t.Any] | None]] = {}
+        self._alive: int | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
@@ -113,6 +124,9 @@ class Broker:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the run's; the broker goes by the run's end
         signal.signal(signal.SIGTERM, lambda unused_number, unused_frame: self._ending.set())
+        # Held as long as this process is there: tells whether the folder is anybody's.
+        self._alive = os.open(os.path.join(self.folder, ALIVE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         before = os.umask(0o177)
         try:
             self._listener.bind(broker_client.socket_path(self.folder))
@@ -142,6 +156,12 @@ class Broker:
         with contextlib.suppress(OSError):
             os.unlink(broker_client.socket_path(self.folder))
 
+    def request_end(self) -> None:
+        """Ends the run as if its owner had ended."""
+        self._ending.set()
+        with contextlib.suppress(OSError):
+            os.write(self._wake_writer, b'\0')
+
     def _accept(self) -> None:
         """Takes a worker's connection. Whatever keeps it from doing so (no descriptors left, no threads) must not end the broker: it has targets to clean."""
         try:
@@ -158,11 +178,13 @@ class Broker:
 
     @staticmethod
     def _warm_up() -> None:
-        """Loads zeep and the WSDL while the first way in connects."""
-        from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel
+        """Loads zeep and the WSDL while the first way in connects; then looks after what dead brokers left on this machine."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel, session_file
 
         with contextlib.suppress(SojournError):
             channel.contract()
+        session_file.forget_old()
+        sweep()
 
     # Clients
 
@@ -188,11 +210,11 @@ class Broker:
             if request.get('version') != wire.PROTOCOL_VERSION:
                 raise SojournError(
                     'SD-902', step=name, detail='the collection was replaced while the run goes on', log=broker_client.log_path(self.folder))
-            target = Target.from_dict(request['target'])
+            target = Target.from_dict(request['target']) if request.get('target') else None
             handler = HANDLERS.get(name)
             if handler is None:
                 raise SojournError('SD-903', step=name, detail='the broker knows no such call')
-            call = Call(self, connection, target, request)
+            call = Call(self, connection, t.cast(Target, target), request)  # None: the call 'end', which has none
             result = handler(call)
             answer: dict[str, t.Any] = {'result': result}
         except SojournError as error:
@@ -226,10 +248,10 @@ class Broker:
             if self._ending.is_set():
                 raise SojournError('SD-902', step='finding the session', detail='the run has ended', log=broker_client.log_path(self.folder))
             if self._credentials is None:
-                self._credentials = RunCredentials(self.run)
+                self._credentials = RunCredentials.make(self.run)
             session = self._sessions.get(target.key)
             if session is None:
-                session = Session(target, self.run, self._credentials, secrets.token_hex(8), self._by_token)
+                session = Session(target, self.run, self._credentials, secrets.token_hex(8), self._by_token, os.path.basename(self.folder))
                 self._sessions[target.key] = session
             else:
                 session.target = target
@@ -239,28 +261,91 @@ class Broker:
         with self._lock:
             return next((session for session in self._sessions.values() if session.token == token), None)
 
+    # The end
+
+    def follow_end(self) -> t.Iterator[dict[str, t.Any]]:
+        """What happens until all targets are clean: ``event`` is 'waiting' (host, package), 'finished' and 'dropped' (a row of the ledger),
+
+        'removed' (host, removed, seconds), 'failed' (host, message).
+        """
+        events: queue.SimpleQueue[dict[str, t.Any] | None] = queue.SimpleQueue()
+        with self._lock:
+            self._waiting[threading.current_thread()] = events
+        self.request_end()
+        yield from iter(events.get, None)
+
+    def _tell(self, event: str, **fields: t.Any) -> None:
+        log.info('%s %s', event, fields)
+        with self._lock:
+            for events in self._waiting.values():
+                events.put({'event': event, **fields})
+
+    def installation_ended(self, number: int | None, end: t.Any) -> None:
+        """For a job whose caller is gone."""
+        row = self.ledger.ended(number, end)
+        if row is not None:
+            self._tell('finished', **row.to_dict())
+
     def end(self) -> bool:
         """Cleans all targets at once; whether all went well."""
+        cut_off = self.ledger.unfinished
         with self._lock:
             sessions = list(self._sessions.values())
         failed: list[str] = []
 
         def remove(session: t.Any) -> None:
+            host = session.target.host
+            begin = time.monotonic()
             try:
-                session.remove(for_good=True)
+                result = session.end(lambda event, **fields: self._tell(event, host=host, **fields))
+                if result['changed']:
+                    self._tell('removed', host=host, removed=result['removed'], seconds=round(time.monotonic() - begin, 3))
             except SojournError as error:
                 failed.append(str(error))
                 log.error('%s', error)
+                self._tell('failed', host=host, message=str(error))
             except Exception as error:
                 failed.append(str(error))
-                log.exception('%s: cleaning', session.target.host)
+                log.exception('%s: cleaning', host)
+                self._tell('failed', host=host, message=f'{type(error).__name__}: {error}')
 
         threads = [threading.Thread(target=remove, args=(session,), name='cleaning') for session in sessions]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        self._end_orphans()
+        if cut_off:
+            self._tell_cut_off()
+        with self._lock:
+            waiting = dict(self._waiting)
+        for events in waiting.values():
+            events.put(None)
+        for thread in waiting:
+            thread.join(LAST_WORD_SECONDS)
         return not failed
+
+    def _end_orphans(self) -> None:
+        """An earlier broker of this run may have died and left agents that no task asked for since."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils import session, session_file
+
+        for file in session_file.abandoned_by(os.path.basename(self.folder)):
+            try:
+                session.end_orphan(file)
+            except (SojournError, ValueError) as error:
+                log.warning('the agent of run %s: %s; its lease ends it', file.record.run, error)
+
+    def _tell_cut_off(self) -> None:
+        rows = self.ledger.cut_off()
+        dropped = [row for row in rows if row.state == DROPPED]
+        for row in dropped:
+            self._tell('dropped', **row.to_dict())
+        if self._waiting:
+            return
+        try:  # nobody is there to be told: the next run tells
+            leave(self.run, rows)
+        except (OSError, SojournError) as error:
+            log.warning('what became of the packages could not be written down: %s', error)
 
 
 class Call:
@@ -295,15 +380,18 @@ class Call:
             for chunk in wire.chunks(data) if data else (b'',):
                 wire.send_frame(self._connection, header, chunk)
 
-    def watch(self, gone: t.Callable[[], None], write: t.Callable[[bytes, bool], None] | None = None) -> None:
-        """From now on a thread reads what the client sends; calls ``gone`` when the client is no longer there."""
+    def watch(self, gone: t.Callable[[], None], write: t.Callable[[bytes, bool], None] | None = None, cancel: t.Callable[[], None] | None = None) -> None:
+        """From now on a thread reads what the client sends; calls ``gone`` when the client is no longer there, ``cancel`` before it where it said so."""
         def read() -> None:
             try:
                 while True:
                     frame = wire.receive_frame(self._connection)
                     if frame is None:
                         break
-                    if write is not None and frame[0].get('write'):
+                    if frame[0].get('cancel'):
+                        if cancel is not None:
+                            cancel()
+                    elif write is not None and frame[0].get('write'):
                         write(bytes(frame[1]), bool(frame[0].get('close')))
             except (OSError, wire.WireError):
                 pass
@@ -335,7 +423,20 @@ def _remove(call: Call) -> t.Any:
 
 
 def _cleanup(call: Call) -> t.Any:
-    return call.session.cleanup(call.arguments.get('run'), bool(call.arguments.get('check')))
+    return call.session.cleanup(call.arguments.get('run'), bool(call.arguments.get('force')), bool(call.arguments.get('check')))
+
+
+def _note(call: Call) -> int:
+    return call.broker.ledger.note(str(call.target.host), call.arguments.pop('number', None), **call.arguments)
+
+
+def _end(call: Call) -> None:
+    for event in call.broker.follow_end():
+        call.event(event)
+
+
+def _executions(call: Call) -> t.Any:
+    return call.session.call('ListExecutions') or []
 
 
 def _query_packages(call: Call) -> t.Any:
@@ -382,19 +483,22 @@ def _extract(call: Call) -> t.Any:
 
 
 def _execute(call: Call) -> t.Any:
-    from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Job
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 
     payload = call.payload()
-    job = Job()
-    call.watch(job.cancel, job.write)
+    arguments = call.arguments
+    number = arguments.get('number')
+    job = Job(handle=arguments.get('handle'), finish=bool(arguments.get('finish')), package=arguments.get('package'),
+              on_end=lambda end: call.broker.installation_ended(number, end))
+    call.watch(job.leave, job.write, job.cancel)
 
     def emit(stream: str, data: bytes) -> None:
         try:
             call.event({'event': 'output', 'stream': stream}, data)
         except OSError:
-            job.cancel()  # and go on reading until the process is dead
+            job.leave()  # and go on reading until the process has ended
 
-    return call.session.execute(call.arguments, payload if call.arguments.get('has_input') else None, emit, job)
+    return call.session.execute(arguments, payload if arguments.get('has_input') else None, emit, job)
 
 
 def _open_port(call: Call) -> t.Any:
@@ -418,17 +522,37 @@ def _list_ports(call: Call) -> t.Any:
 HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
     'deploy': _deploy, 'present': _present, 'info': _info, 'remove': _remove, 'cleanup': _cleanup, 'query_packages': _query_packages,
     'put_file': _put_file, 'get_file': _get_file, 'stat': _stat, 'remove_path': _remove_path, 'extract': _extract, 'execute': _execute,
+    'executions': _executions, 'note': _note, 'end': _end,
     'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
 }
 
 
 def _remove_folder(folder: str) -> None:
-    for name in ('socket', 'lock', 'broker.log'):
+    for name in ('socket', 'lock', 'broker.log', ALIVE):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, name))
     for path in (folder, os.path.dirname(folder)):
         with contextlib.suppress(OSError):
             os.rmdir(path)  # the outer one stays while other runs have theirs in it
+
+
+def sweep() -> None:
+    """Removes the folders of brokers that were killed together with their runs."""
+    base = broker_client.private_base()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(base):
+            folder = os.path.join(base, name)
+            pid, unused_dash, start = name.partition('-')
+            if not pid.isdigit() or broker_client.start_time(int(pid)) == start:
+                continue  # a broker may be about to start for it
+            try:
+                alive = os.open(os.path.join(folder, ALIVE), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                continue
+            with contextlib.suppress(OSError):
+                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_folder(folder)
+            os.close(alive)
 
 
 def main(words: list[str]) -> int:
@@ -479,7 +603,8 @@ def main(words: list[str]) -> int:
     if good and not debug:
         _remove_folder(options.folder)
     else:
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(options.folder, 'lock'))
+        for name in ('lock', ALIVE):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(options.folder, name))
     log.info('end')
     return 0 if good else 1

@@ -9,6 +9,7 @@ and of that nothing slow (a unit test measures it).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -24,6 +25,8 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Targ
 
 #: Seconds that a new broker may take until it listens.
 START_SECONDS = 30.0
+#: Of SD-902: the broker was killed in the middle of a call.
+BROKE_OFF = 'it ended while it worked'
 #: Longest path that a Unix socket may have on every system (Linux has 108, macOS 104, both with the final zero).
 _LONGEST_SOCKET_PATH = 103
 #: Variables that the broker needs; it outlives its worker, so it gets no others of the user's.
@@ -41,7 +44,8 @@ def start_time(pid: int) -> str:
         return '0'
 
 
-def _private_base() -> str:
+def private_base() -> str:
+    """The folder of this user's brokers' folders."""
     runtime = os.environ.get('XDG_RUNTIME_DIR')
     if runtime and os.path.isabs(runtime) and len(runtime) < 40:
         try:
@@ -55,7 +59,7 @@ def _private_base() -> str:
 
 def run_folder(owner_pid: int) -> str:
     """The broker's private folder for a run: a pure function of the process id and start of its ``ansible-playbook``."""
-    return os.path.join(_private_base(), f'{owner_pid}-{start_time(owner_pid)}')
+    return os.path.join(private_base(), f'{owner_pid}-{start_time(owner_pid)}')
 
 
 def socket_path(folder: str) -> str:
@@ -201,13 +205,70 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
 
 #: What ``Agent.execute``'s ``converse`` returns: bytes for the process's input, and whether end of file follows.
 Input = tuple[bytes, bool]
+#: Called with an event's name, its fields and its bytes.
+OnEvent = t.Callable[[str, dict[str, t.Any], bytes], Input | None]
+
+
+def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEvent | None) -> t.Any:
+    """Receives what the broker answers to a call, the events before it too."""
+    while True:
+        frame = wire.receive_frame(connection)
+        if frame is None:
+            raise SojournError('SD-902', step=call, detail=BROKE_OFF, log=log_path(run_folder(owner_pid)))
+        header, data = frame
+        if 'event' in header:
+            reply = on_event(header['event'], header, bytes(data)) if on_event else None
+            if reply is not None:
+                _reply(connection, *reply)
+            continue
+        if header.get('error'):
+            raise SojournError.from_dict(header['error'])
+        return header['result']
+
+
+def _reply(connection: socket.socket, data: bytes, close: bool) -> None:
+    pieces = list(wire.chunks(data)) or [memoryview(b'')]
+    for number, piece in enumerate(pieces, 1):
+        wire.send_frame(connection, {'write': True, 'close': close and number == len(pieces)}, piece)
+
+
+def end_run(owner_pid: int, on_event: t.Callable[[dict[str, t.Any]], None]) -> bool:
+    """Ends a run as its process's end would, and waits until all its targets are clean; False where it has no broker.
+
+    ``on_event`` is told what happens: see ``Broker.follow_end``. Raises SD-902.
+    """
+    def tell(unused_event: str, header: dict[str, t.Any], unused_data: bytes) -> None:
+        on_event(header)
+
+    try:
+        connection = connect(owner_pid, start=False)
+        if connection is None:
+            return False
+        with connection:
+            wire.send_frame(connection, {'version': wire.PROTOCOL_VERSION, 'call': 'end', 'arguments': {}, 'payload': 0})
+            _result(connection, 'end', owner_pid, tell)
+            return True
+    except (OSError, wire.WireError) as error:
+        raise SojournError('SD-902', step='cleaning up', detail=error, log=log_path(run_folder(owner_pid))) from None
+
+
+class Installation(t.NamedTuple):
+    """What makes a process an installation: it is let finish when the run is cancelled, and can be taken up by another run."""
+
+    #: The agent's name for the process, 32 hexadecimal digits, new for each try.
+    handle: str
+    #: What it installs, so that another run knows it again.
+    label: str
+    #: The package's name for people, and its number in the broker's ledger.
+    package: str
+    number: int
 
 
 class Agent:
     """One target's agent as plugins see it. Every method raises ``SojournError`` only.
 
     Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
-    ``remove`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
+    ``remove`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
     interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
     """
 
@@ -216,7 +277,7 @@ class Agent:
         self.owner_pid = owner_pid
 
     def _call(self, call: str, arguments: dict[str, t.Any] | None = None, *, start: bool = True, payload: bytes = b'',
-              on_event: t.Callable[[str, dict[str, t.Any], bytes], Input | None] | None = None) -> t.Any:
+              on_event: OnEvent | None = None) -> t.Any:
         host = self.target.host
         try:
             connection = connect(self.owner_pid, start=start)
@@ -227,38 +288,28 @@ class Agent:
                     'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments or {}, 'payload': len(payload)})
                 for chunk in wire.chunks(payload):
                     wire.send_frame(connection, {'input': True}, chunk)
-                while True:
-                    frame = wire.receive_frame(connection)
-                    if frame is None:
-                        raise SojournError('SD-902', step=call, detail='it ended while it worked', log=log_path(run_folder(self.owner_pid)))
-                    header, data = frame
-                    if 'event' in header:
-                        reply = on_event(header['event'], header, bytes(data)) if on_event else None
-                        if reply is not None:
-                            self._reply(connection, *reply)
-                        continue
-                    if header.get('error'):
-                        raise SojournError.from_dict(header['error'])
-                    return header['result']
+                try:
+                    return _result(connection, call, self.owner_pid, on_event)
+                except (Exception, KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException:
+                    # A task's timeout: what it began is to be killed, an installation too. A run that is cancelled says nothing.
+                    with contextlib.suppress(OSError, wire.WireError):
+                        wire.send_frame(connection, {'cancel': True})
+                    raise
         except SojournError as error:
             error.at(host=host)
             raise
         except (OSError, wire.WireError) as error:
             raise SojournError('SD-902', host=host, step=call, detail=error, log=log_path(run_folder(self.owner_pid))) from None
 
-    @staticmethod
-    def _reply(connection: socket.socket, data: bytes, close: bool) -> None:
-        pieces = list(wire.chunks(data)) or [memoryview(b'')]
-        for number, piece in enumerate(pieces, 1):
-            wire.send_frame(connection, {'write': True, 'close': close and number == len(pieces)}, piece)
-
     # The agent itself
 
     def deploy(self) -> dict[str, t.Any]:
         """Puts the agent on the target, if it is not there.
 
-        Returns ``{'changed': bool, 'info': {...}, 'seconds': {'connect', 'upload', 'start', 'first_call'}}``; ``info`` has the fields of
-        the WSDL's type Info in snake case. Raises 1xx to 6xx.
+        Returns ``{'changed': bool, 'info': {...}, 'seconds': {'connect', 'upload', 'start', 'first_call'}, 'taken_over': bool}``; ``info`` has
+        the fields of the WSDL's type Info in snake case; ``taken_over``: the agent was an earlier broker's, whose run was cut off. Raises 1xx to 6xx.
         """
         return self._call('deploy')
 
@@ -277,13 +328,20 @@ class Agent:
         """
         return self._call('remove', start=False) or {'changed': False, 'removed': []}
 
-    def cleanup(self, run: str | None = None, check: bool = False) -> dict[str, t.Any]:
-        """Removes what runs of this project left on the target, whatever state it is in; ends the own session first.
+    def cleanup(self, run: str | None = None, force: bool = False, check: bool = False) -> dict[str, t.Any]:
+        """Removes what dead runs of this project left on the target, whatever state it is in; ends the own session first.
 
-        ``run``: only this run's, live or not; otherwise all dead runs'. ``check``: only tells.
+        ``run``: only this run's, and with ``force`` whether it is dead or alive. ``check``: only tells.
         Returns ``{'changed': bool, 'leftovers': [{'kind', 'name', 'run', 'state', 'detail'}]}``.
         """
-        return self._call('cleanup', {'run': run, 'check': bool(check)})
+        return self._call('cleanup', {'run': run, 'force': bool(force), 'check': bool(check)})
+
+    def note(self, number: int | None = None, **changes: t.Any) -> int:
+        """Tells the broker of a package: ``package`` (its name), ``state``, ``msg``, ``codes`` ({exit code: [state, meaning]}).
+
+        If the run is cut off, this is what is known of it. Without ``number`` it is a further package; returns its number.
+        """
+        return int(self._call('note', {'number': number, **changes}))
 
     # Packages and files
 
@@ -330,17 +388,36 @@ class Agent:
     def execute(self, arguments: t.Sequence[str] | None = None, *, command_line: str | None = None, directory: str | None = None,
                 environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
                 timeout: float | None = None, safe_to_kill: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
-                converse: t.Callable[[str, bytes], Input | None] | None = None) -> dict[str, t.Any]:
+                converse: t.Callable[[str, bytes], Input | None] | None = None, installation: Installation | None = None) -> dict[str, t.Any]:
         """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
 
         ``timeout``: seconds until the whole process tree is killed. ``on_output(stream, data)`` is called while it runs, with
         'stdout' or 'stderr'. ``converse`` likewise, and what it returns, (bytes, close), is written to the process's input, which
         stays open until it says close; ``input_data`` then comes before. ``safe_to_kill``: may be killed when the lease ends.
-        If the caller is interrupted, the process's whole tree is killed.
+        If the caller is interrupted, the process's whole tree is killed; with ``installation`` only by a task's timeout: where the run is
+        cancelled it finishes. Should the broker be killed meanwhile, the same call once more takes up the process that is there.
 
         Returns ``{'exit_code' (None if there is none), 'stdout' (bytes), 'stderr' (bytes), 'timed_out', 'seconds'}``.
         Raises SD-504, 701, 702, 5xx.
         """
+        return self._execute({
+            'arguments': [str(argument) for argument in arguments] if arguments is not None else None,
+            'command_line': command_line, 'directory': directory,
+            'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
+            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
+            'keep_input_open': converse is not None,
+        }, installation, input_data, on_output, converse)
+
+    def follow(self, installation: Installation, on_output: t.Callable[[str, bytes], None] | None = None) -> dict[str, t.Any]:
+        """Takes up an installation that is on the target already; see ``execute``. Raises SD-705 where there is none of its handle, 5xx."""
+        return self._execute({'follow': True}, installation, None, on_output, None)
+
+    def executions(self) -> list[dict[str, t.Any]]:
+        """The agent's processes, running or ended, that nobody has taken the result of: handle, label, running, exit_code, seconds."""
+        return self._call('executions')
+
+    def _execute(self, arguments: dict[str, t.Any], installation: Installation | None, input_data: bytes | None,
+                 on_output: t.Callable[[str, bytes], None] | None, converse: t.Callable[[str, bytes], Input | None] | None) -> dict[str, t.Any]:
         output: dict[str, list[bytes]] = {'stdout': [], 'stderr': []}
 
         def on_event(event: str, header: dict[str, t.Any], data: bytes) -> Input | None:
@@ -352,13 +429,9 @@ class Agent:
                 on_output(stream, data)
             return converse(stream, data) if converse is not None else None
 
-        result = self._call('execute', {
-            'arguments': [str(argument) for argument in arguments] if arguments is not None else None,
-            'command_line': command_line, 'directory': directory,
-            'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
-            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
-            'streaming': on_output is not None or converse is not None, 'keep_input_open': converse is not None,
-        }, payload=input_data or b'', on_event=on_event)
+        if installation is not None:
+            arguments.update(finish=True, **installation._asdict())
+        result = self._call('execute', {**arguments, 'streaming': on_output is not None or converse is not None}, payload=input_data or b'', on_event=on_event)
         result['stdout'] = b''.join(output['stdout'])
         result['stderr'] = b''.join(output['stderr'])
         return result

@@ -37,7 +37,7 @@ NAMESPACE = 'urn:sojourn:deploy:1'
 #: Operations that may be sent again when an answer was lost.
 IDEMPOTENT = frozenset((
     'GetInfo', 'RenewLease', 'ReadOutput', 'Signal', 'Release', 'Stat', 'Remove', 'QueryPackages', 'OpenPort', 'ClosePort', 'ListPorts',
-    'RemoveLeftovers', 'Shutdown'))
+    'ListExecutions', 'RemoveLeftovers', 'Shutdown'))
 #: Binary data below this many bytes goes inside the envelope.
 INLINE = 512
 #: Seconds that the agent may need for an answer beyond the wait that it was asked for.
@@ -379,7 +379,8 @@ class Channel:
                 return self._once(operation, dict(arguments), wait)
             except ConnectionLost as lost:
                 # What is refused was not carried out, so it may be sent again whatever it is; but nothing listens there any more.
-                again = operation in IDEMPOTENT and not (lost.refused and tries >= 3)
+                # Execute, too, may be sent again where it names the process: the agent starts one of a name only once.
+                again = (operation in IDEMPOTENT or operation == 'Execute' and arguments.get('Handle')) and not (lost.refused and tries >= 3)
                 pause = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
                 tries += 1
                 if not again or time.monotonic() + pause > deadline or self._closed.wait(pause):

@@ -66,6 +66,7 @@ class AgentConnection(ConnectionBase):
             target = Target.make(
                 self.way_in, self.get_option('remote_addr'), host=self.host_name, port=self.get_option('port'), user=self.get_option('remote_user'),
                 password=self.get_option('password'), connection_timeout=self.get_option('connection_timeout'), lease_seconds=self.get_option('lease_seconds'),
+                reconnect_timeout=self.get_option('reconnect_timeout'),
                 agent_ports=self.get_option('agent_ports'), controller_address=self.get_option('controller_address'), **self.extra_options())
             self._agent = Agent(target, self._owner_pid)
         return self._agent

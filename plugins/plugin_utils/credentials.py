@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The sojourn.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The run's own key pair and certificate, which agents pin; made in memory, gone with the broker. Nothing of a user's credentials."""
+"""The run's own key pair and certificate, which agents pin; made for the run, gone with its sessions. Nothing of a user's credentials."""
 
 from __future__ import annotations
 
@@ -45,7 +45,16 @@ def _readable_path(data: bytes) -> t.Iterator[str]:
 class RunCredentials:
     """One key pair (ECDSA P-256) and self-signed certificate, and the TLS settings that use it."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, certificate_and_key: bytes) -> None:
+        require(x509)
+        #: Both in PEM.
+        self.pem = certificate_and_key
+        #: Hex SHA-256 of the certificate (DER): what an agent's config carries.
+        self.fingerprint = fingerprint_of_pem(certificate_and_key.decode('ascii').partition('-----BEGIN PRIVATE')[0])
+
+    @classmethod
+    def make(cls, run: str) -> RunCredentials:
+        """New ones."""
         require(x509)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f'sojourn-{run}')])
@@ -58,11 +67,8 @@ class RunCredentials:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
             .sign(key, hashes.SHA256()))
-        der = certificate.public_bytes(serialization.Encoding.DER)
-        #: Hex SHA-256 of the certificate (DER): what an agent's config carries.
-        self.fingerprint = hashlib.sha256(der).hexdigest()
-        self._pem = certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        return cls(certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
 
     def context(self) -> ssl.SSLContext:
         """TLS 1.3 only, with this certificate as the client's. Whom to trust is not its business: the channel pins the agent's certificate."""
@@ -70,7 +76,7 @@ class RunCredentials:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        with _readable_path(self._pem) as path:
+        with _readable_path(self.pem) as path:
             context.load_cert_chain(path)
         return context
 

@@ -168,6 +168,7 @@ class Target:
     host: str | None = None
     connection_timeout: float = 10.0
     lease_seconds: float = 120.0
+    reconnect_timeout: float = 300.0
     agent_ports: tuple[int, int] = DEFAULT_AGENT_PORTS
     controller_address: str | None = None
     key_file: str | None = None
@@ -223,6 +224,7 @@ class Target:
             host=host,
             connection_timeout=_seconds('connection_timeout', options.get('connection_timeout', 10), 0.1, 3600),
             lease_seconds=_seconds('lease_seconds', options.get('lease_seconds', 120), 2, 86400),
+            reconnect_timeout=_seconds('reconnect_timeout', options.get('reconnect_timeout', 300), 0, 86400),
             agent_ports=parse_ports(options.get('agent_ports') or DEFAULT_AGENT_PORTS),
             controller_address=controller_address,
             key_file=key_file,

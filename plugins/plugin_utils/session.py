@@ -12,10 +12,12 @@ import time
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, session_file
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Found, WayIn
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Ready, WayIn
 
 log = logging.getLogger('sojourn.session')
 
@@ -26,6 +28,17 @@ FIRST_WAIT = 1.0
 FIRST_WAIT_STREAMING = 0.2
 #: Output asked for at a time.
 OUTPUT_BYTES = 4 << 20
+#: Seconds for which a lost agent is called again before the way in looks whether it is there at all.
+CALL_AGAIN_SECONDS = 10.0
+#: Seconds between two tries to reach a target that was there before: the first, and the longest.
+RECONNECT_PAUSES = (0.5, 5.0)
+#: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
+LOST = ('SD-502', 'SD-503')
+#: Nobody is there just now; a sign-in that is refused is another matter, and trying it again locks accounts.
+NOT_THERE = ('SD-202', 'SD-203', 'SD-204', 'SD-205', 'SD-501')
+
+#: Told what happens while a session ends: ('waiting', package=...).
+Report = t.Callable[..., None]
 
 
 def make_way_in(target: Target, run: str) -> WayIn:
@@ -39,64 +52,34 @@ def make_way_in(target: Target, run: str) -> WayIn:
     return SshWayIn(target, run)
 
 
-class Job:
-    """A process that runs for a caller, as far as somebody else than the caller's thread deals with it: to kill it, or to feed it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kill: t.Callable[[], None] | None = None
-        self._write: t.Callable[[bytes, bool], None] | None = None
-        self._early: list[tuple[bytes, bool]] = []
-        #: Set once nobody waits for the result any more.
-        self.cancelled = threading.Event()
-        self.finished = False
-
-    def started(self, kill: t.Callable[[], None], write: t.Callable[[bytes, bool], None]) -> None:
-        """From now on it has a handle."""
-        with self._lock:
-            self._kill, self._write = kill, write
-            early, self._early = self._early, []
-        for data, close in early:
-            write(data, close)
-        if self.cancelled.is_set():
-            kill()
-
-    def cancel(self) -> None:
-        """The caller is gone: kills the process's tree, now or as soon as there is one."""
-        with self._lock:
-            if self.finished:
-                return
-            self.cancelled.set()
-            kill = self._kill
-        if kill is not None:
-            kill()
-
-    def write(self, data: bytes, close: bool) -> None:
-        """Bytes for its standard input."""
-        with self._lock:
-            if self._write is None:
-                self._early.append((data, close))
-                return
-            write = self._write
-        write(data, close)
+class Cancelled(Exception):
+    """The caller is gone; nobody waits for the result."""
 
 
 class Session:
     """The agent of one run on one target. Thread-safe: operations run side by side, deploying and removing one at a time."""
 
-    def __init__(self, target: Target, run: str, credentials: RunCredentials, token: str, find_other: t.Callable[[str], Session | None]) -> None:
+    def __init__(self, target: Target, run: str, credentials: RunCredentials, token: str, find_other: t.Callable[[str], Session | None],
+                 owner: str = '') -> None:
         self.target = target
+        #: The run whose name the agent carries: this one's, or that of a run whose session was taken over.
         self.run = run
         #: In the agent's folder; see SESSION_FILE.
         self.token = token
+        self._owner = owner
         self._credentials = credentials
         self._find_other = find_other
         self._lock = threading.RLock()
         self._channel: channel_module.Channel | None = None
         self._info: dict[str, t.Any] = {}
         self._seconds: dict[str, float] = {}
+        self._ready: Ready | None = None
         self._lost = False
-        self._ended = False
+        self._lost_since = 0.0
+        self._ended = threading.Event()
+        #: Whether the agent was an earlier broker's.
+        self._taken_over = False
+        self._file: session_file.SessionFile | None = None
         #: The target's options with which the agent was deployed.
         self._proven: Target | None = None
         #: Another session that turned out to have its agent on the same target; everything goes there.
@@ -105,6 +88,8 @@ class Session:
         self._wake = threading.Condition()
         self._released: list[str] = []
         self._keeping = False
+        #: Installations that are under way.
+        self._jobs: set[Job] = set()
 
     # Deploying
 
@@ -124,21 +109,47 @@ class Session:
             if self._other is not None and self._other.live:
                 return {**self._other.deploy(), 'changed': False}
             self._other = None
-            if self.live:
-                return {'changed': False, 'info': dict(self._info), 'seconds': dict(self._seconds)}
-            if self._ended:
-                raise SojournError('SD-503', host=self.target.host, step='deploying the agent', detail='the run has ended')
+            if self.live or self._lost and self._revive():
+                return self._deployed(changed=False)
+            if self._ended.is_set():
+                raise self._error('SD-503', 'deploying the agent', detail='the run has ended')
             if self._channel is not None:
-                self._drop()
-            way_in = make_way_in(self.target, self.run)
-            try:
-                self._place(way_in)
-            finally:
-                way_in.release()
+                self._deploy_again()
+            elif not self._take_over():
+                self._deploy_once()
             if self._other is not None:
                 return {**self._other.deploy(), 'changed': False}
             threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True).start()
-            return {'changed': True, 'info': dict(self._info), 'seconds': dict(self._seconds)}
+            return self._deployed(changed=True)
+
+    def _deployed(self, *, changed: bool) -> dict[str, t.Any]:
+        return {'changed': changed, 'info': dict(self._info), 'seconds': dict(self._seconds), 'taken_over': self._taken_over}
+
+    def _error(self, code: str, step: str, **fields: t.Any) -> SojournError:
+        return SojournError(code, host=self.target.host, step=step, **fields)
+
+    def _deploy_once(self) -> None:
+        way_in = make_way_in(self.target, self.run)
+        try:
+            self._place(way_in)
+        finally:
+            way_in.release()
+
+    def _deploy_again(self) -> None:
+        """After the agent was lost: the target may be restarting, so it is waited for."""
+        deadline = self._lost_since + self.target.reconnect_timeout
+        known = self._info.get('boot_id')
+        pause, longest = RECONNECT_PAUSES
+        while True:
+            try:
+                self._deploy_once()
+                break
+            except SojournError as error:
+                if error.code not in NOT_THERE or time.monotonic() + pause > deadline or self._ended.wait(pause):
+                    raise
+                pause = min(2 * pause, longest)
+        if self._info.get('boot_id') != known:
+            log.info('%s: the target has restarted', self.target.host)
 
     def _place(self, way_in: WayIn) -> None:
         target = self.target
@@ -153,41 +164,72 @@ class Session:
 
         way_in.connect()
         lap('connect')
+        record = session_file.Record(session_file.target_hash(target), self.run, self.token, self._owner, self._credentials.pem.decode('ascii'))
+        file = session_file.keep(record)
+        channel: channel_module.Channel | None = None
         try:
-            try:
-                way_in.place(self.token)
-            except AlreadyPlaced as placed:
-                if self._join(placed.session):
-                    return
-                way_in.wait_removed(0)
-                way_in.place(self.token)
+            ready = self._there_already(way_in)
+            if self._other is not None:
+                if file is not None:
+                    file.remove()
+                return
             lap('upload')
-            ready = way_in.start(self._config(way_in))
+            if ready is None:
+                ready = way_in.start(self._config(way_in))
             lap('start')
-            ports = '-'.join(str(port) for port in dict.fromkeys(target.agent_ports))
-            channel = channel_module.Channel(
-                channel_module.Endpoint(
-                    peer=t.cast(t.Any, way_in.peer).with_port(ready.port), fingerprint=ready.fingerprint, ports=ports, host=target.host,
-                    connection_timeout=target.connection_timeout),
-                self._credentials.context())
-            try:
-                info = channel.call('GetInfo')
-            except BaseException:
-                channel.close()
-                raise
+            peer = t.cast(t.Any, way_in.peer).with_port(ready.port)
+            channel = self._open_channel(peer, ready.fingerprint)
+            info = channel.call('GetInfo')
             lap('first_call')
-        except AlreadyPlaced:
-            raise SojournError('SD-406', host=target.host, step='placing the agent', detail=f'{way_in.name} is in the way') from None
         except BaseException as error:
+            if channel is not None:
+                channel.close()
             # Whatever went wrong: nothing stays. What cannot be taken back is said with the error.
             try:
                 way_in.undo()
+                if file is not None:
+                    file.remove()
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
+            if isinstance(error, AlreadyPlaced):
+                raise self._error('SD-406', 'placing the agent', detail=f'{way_in.name} is in the way') from None
             raise
-        self._info, self._seconds, self._lost = info, laps, False
-        self._channel, self._proven = channel, target
+        if file is not None:
+            with contextlib.suppress(OSError, SojournError):  # as it is it names the run, if not where its agent is
+                file = file.rewrite(peer=peer, fingerprint=ready.fingerprint)
+        self._established(channel, info, ready, file)
+        self._seconds = laps
         log.info('%s: agent %s on port %d, seconds %s', target.host, way_in.name, ready.port, laps)
+
+    def _there_already(self, way_in: WayIn) -> Ready | None:
+        """Places the agent; where this run's own is there and has been started anew with the target, tells how to reach it."""
+        try:
+            way_in.place(self.token)
+        except AlreadyPlaced as placed:
+            if placed.session != self.token and self._join(placed.session):
+                return None
+            ready = way_in.find_restarted(self._ready) if placed.session == self.token and self._ready is not None else None
+            if ready is not None:
+                return ready
+            way_in.wait_removed(0)
+            way_in.place(self.token)
+        return None
+
+    def _open_channel(self, peer: t.Any, fingerprint: str, connection_timeout: float | None = None) -> channel_module.Channel:
+        target = self.target
+        ports = '-'.join(str(port) for port in dict.fromkeys(target.agent_ports))
+        return channel_module.Channel(
+            channel_module.Endpoint(
+                peer=peer, fingerprint=fingerprint, ports=ports, host=target.host, connection_timeout=connection_timeout or target.connection_timeout),
+            self._credentials.context())
+
+    def _established(self, channel: channel_module.Channel, info: dict[str, t.Any], ready: Ready | None, file: session_file.SessionFile | None) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._file is not None and self._file is not file:
+            self._file.forget()
+        self._info, self._lost, self._ready, self._file = info, False, ready, file
+        self._channel, self._proven = channel, self.target
 
     def _config(self, way_in: WayIn) -> Config:
         target = self.target
@@ -208,11 +250,116 @@ class Session:
         log.info('%s: the same target as %s', self.target.host, other.target.host)
         return True
 
+    # Sessions of brokers that died
+
+    def _take_over(self) -> bool:
+        """Whether an agent of this user's is there still whose broker has died; its session is this one's then."""
+        dead: list[session_file.SessionFile] = []
+        for file in session_file.abandoned(self.target):
+            if self._take_over_from(file):
+                log.info('%s: took over the session of run %s', self.target.host, self.run)
+                break
+            dead.append(file)
+        else:
+            if dead:
+                self._deploy_once()
+                if self._other is None:
+                    self._remove_dead(dead)
+                return True
+            return False
+        self._remove_dead(dead)
+        return True
+
+    def _take_over_from(self, file: session_file.SessionFile) -> bool:
+        record = file.record
+        if record.peer is None or record.fingerprint is None:
+            return False
+        mine = self._credentials
+        try:
+            self._credentials = RunCredentials(record.credentials.encode('ascii'))
+            channel = self._open_channel(record.peer, record.fingerprint, min(3.0, self.target.connection_timeout))
+            try:
+                channel.call('RenewLease', Seconds=self.target.lease_seconds, patience=1)
+                info = channel.call('GetInfo')
+            except BaseException:
+                channel.close()
+                raise
+        except (SojournError, ValueError) as error:
+            log.info('%s: the agent of run %s is not there any more: %s', self.target.host, record.run, error)
+            self._credentials = mine
+            return False
+        self.run, self.token = record.run, record.token
+        with contextlib.suppress(OSError, SojournError):
+            file = file.rewrite(owner=self._owner)
+        self._taken_over = True
+        self._established(channel, info, None, file)
+        return True
+
+    def _remove_dead(self, files: list[session_file.SessionFile]) -> None:
+        """What those sessions left on the target goes now: the agent that is there sees to it."""
+        for file in files:
+            try:
+                answer = t.cast(t.Any, self._channel).call('RemoveLeftovers', Run=file.record.run, wait=120) or []
+            except SojournError as error:
+                log.warning('%s: what run %s left: %s', self.target.host, file.record.run, error)
+                file.forget()
+                continue
+            for item in answer:
+                log.info('%s: %s %s of run %s: %s', self.target.host, item.get('kind'), item.get('name'), file.record.run, item.get('state'))
+            if any(item.get('state') != 'removed' for item in answer):
+                file.forget()  # it lives, though it did not answer: its lease will end it
+            else:
+                file.remove()
+
+    # Losing the agent
+
+    def _revive(self) -> bool:
+        """Whether the agent answers again: it was the network that was gone."""
+        channel = self._channel
+        try:
+            t.cast(t.Any, channel).call('RenewLease', patience=0)
+        except SojournError:
+            return False
+        self._lost = False
+        threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True).start()
+        return True
+
+    def _lose(self, channel: t.Any) -> None:
+        if self._channel is channel and not self._lost:
+            self._lost_since = time.monotonic()
+            self._lost = True  # the next call deploys anew, or the keeper does
+            with self._wake:
+                self._wake.notify_all()
+
+    def _agent_is_gone(self) -> bool:
+        """Whether the target can be reached and has no agent of this session; False also where that cannot be told."""
+        way_in = make_way_in(self._proven or self.target, self.run)
+        try:
+            way_in.connect()
+            return not any(item.run == self.run and item.live for item in way_in.find())
+        except SojournError:
+            return False
+        finally:
+            way_in.release()
+
+    def _persist(self, channel: channel_module.Channel, operation: str, seconds: float, **arguments: t.Any) -> t.Any:
+        """An operation that is tried again for a lease's length, unless the way in shows that there is no agent to answer it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return channel.call(operation, patience=min(CALL_AGAIN_SECONDS, seconds), **arguments)
+            except SojournError as error:
+                if error.code != 'SD-503' or time.monotonic() > deadline or self._channel is not channel:
+                    raise
+                if self._agent_is_gone():
+                    raise self._error('SD-503', f'calling {operation}', detail='it was ended, or the target has restarted') from None
+
     def _drop(self) -> None:
         """Forgets an agent that is gone."""
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close()
+        self._lost = False
         with self._wake:
             self._keeping = False
             self._released.clear()
@@ -229,25 +376,39 @@ class Session:
         next_renewal = time.monotonic() + every
         while True:
             with self._wake:
-                while self._keeping and self._channel is channel and not self._released and time.monotonic() < next_renewal:
+                while self._keeping and self._channel is channel and not (self._released or self._lost) and time.monotonic() < next_renewal:
                     self._wake.wait(next_renewal - time.monotonic())
                 if not self._keeping or self._channel is not channel or channel is None:
                     return
                 released, self._released = self._released, []
+            if self._lost:
+                self._recover(channel)
+                return
             try:
                 for handle in released:
                     with contextlib.suppress(SojournError):
                         channel.call('Release', Handle=handle, patience=0)
                 if time.monotonic() >= next_renewal:
                     next_renewal = time.monotonic() + every
-                    channel.call('RenewLease', patience=self.target.lease_seconds)
+                    self._persist(channel, 'RenewLease', self.target.lease_seconds)
             except SojournError as error:
                 log.warning('%s: the lease could not be renewed: %s', self.target.host, error)
-                if error.code in ('SD-503', 'SD-502'):
-                    self._lost = self._channel is channel
-                    return
+                if error.code in LOST:
+                    self._lose(channel)
             except Exception:  # a thread that ends here would end the lease
                 log.exception('%s: keeper', self.target.host)
+
+    def _recover(self, channel: channel_module.Channel) -> None:
+        """Puts an agent in the place of the lost one without waiting for a task: what one that was killed has left goes with that."""
+        with self._lock:
+            if not self._lost or self._channel is not channel or self._ended.is_set():
+                return
+            try:
+                self.deploy()
+            except SojournError as error:
+                log.warning('%s: the agent is lost: %s', self.target.host, error)
+            except Exception:
+                log.exception('%s: after the agent was lost', self.target.host)
 
     # Operations
 
@@ -267,8 +428,8 @@ class Session:
         try:
             return action()
         except SojournError as error:
-            if error.code == 'SD-503' and self._channel is channel:
-                self._lost = True  # the next call deploys anew
+            if error.code in LOST:
+                self._lose(channel)
             error.at(host=self.target.host)
             raise
 
@@ -278,7 +439,7 @@ class Session:
         session = self._other or self
         channel = session._channel
         if channel is None:
-            raise SojournError('SD-503', host=self.target.host, step='talking to the agent', detail='it was removed meanwhile')
+            raise self._error('SD-503', 'talking to the agent', detail='it was removed meanwhile')
         return session, channel
 
     def info(self) -> dict[str, t.Any]:
@@ -301,7 +462,7 @@ class Session:
         session, channel = self._streaming()
 
         def progress(done: int, total: int) -> None:
-            if cancelled.is_set():
+            if cancelled.is_set() or self._ended.is_set():
                 raise Cancelled
             if on_progress is not None:
                 on_progress(done, total)
@@ -318,45 +479,63 @@ class Session:
         return {'path': local_path, **result, 'seconds': round(time.monotonic() - begin, 4)}
 
     def execute(self, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None], job: Job) -> dict[str, t.Any]:
-        """See ``Agent.execute``; output goes to ``emit`` as it comes."""
+        """See ``Agent.execute`` and ``Agent.follow``; output goes to ``emit`` as it comes."""
         session, channel = self._streaming()
-        return session._watch(channel, lambda: session._execute(channel, arguments, data, emit, job))
+        with session._wake:
+            session._jobs.add(job)
+        try:
+            if session._ended.is_set():
+                raise self._error('SD-503', 'starting a process', detail='the run has ended')
+            result = session._watch(channel, lambda: session._execute(channel, arguments, data, emit, job))
+            job.ended(result)
+            return result
+        except BaseException as error:
+            job.ended(error)
+            raise
+        finally:
+            with session._wake:
+                session._jobs.discard(job)
+                session._wake.notify_all()
 
     def _execute(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None],
                  job: Job) -> dict[str, t.Any]:
-        open_input = bool(arguments.get('keep_input_open'))
-        first_wait = 0.0 if open_input else FIRST_WAIT_STREAMING if arguments.get('streaming') else FIRST_WAIT
-        environment = arguments.get('environment')
-        execution = channel.call(
-            'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'), Directory=arguments.get('directory'),
-            Environment=[{'Name': name, 'Value': value} for name, value in environment.items()] if environment else None,
-            User=arguments.get('user'), Input=data, KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
-            WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None)
-        handle = execution['handle']
+        execution = self._read(channel, job, (0, 0), 0) if arguments.get('follow') else self._start(channel, arguments, data, job)
         offsets = {'stdout': 0, 'stderr': 0}
         try:
             if execution['running']:
-                job.started(lambda: self._kill(channel, handle), lambda piece, close: self._write(channel, handle, piece, close))
+                job.started(lambda: self._kill(channel, job.handle), lambda piece, close: self._write(channel, job.handle, piece, close))
             while True:
                 for stream, field in (('stdout', 'standard_output'), ('stderr', 'standard_error')):
                     # From a lost answer's repetition, or an agent that sends from further back, only what is new.
                     piece = bytes(execution[field] or b'')[offsets[stream] - int(execution[f'{field}_offset']):]
                     if piece:
                         offsets[stream] += len(piece)
-                        if not job.cancelled.is_set():
+                        if not job.left.is_set():
                             emit(stream, piece)
                 if not execution['running']:
                     break
-                execution = channel.call(
-                    'ReadOutput', wait=LONG_POLL, patience=self.target.lease_seconds, Handle=handle, StandardOutputOffset=offsets['stdout'],
-                    StandardErrorOffset=offsets['stderr'], WaitSeconds=LONG_POLL, MaximumBytes=OUTPUT_BYTES)
+                execution = self._read(channel, job, (offsets['stdout'], offsets['stderr']), LONG_POLL)
         finally:
-            job.finished = True
             with self._wake:
-                self._released.append(handle)
+                self._released.append(job.handle)
                 self._wake.notify_all()
         code = execution['exit_code']
         return {'exit_code': None if code is None else int(code), 'timed_out': bool(execution['timed_out']), 'seconds': float(execution['seconds'])}
+
+    def _start(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, job: Job) -> dict[str, t.Any]:
+        open_input = bool(arguments.get('keep_input_open'))
+        first_wait = 0.0 if open_input else FIRST_WAIT_STREAMING if arguments.get('streaming') else FIRST_WAIT
+        environment = arguments.get('environment')
+        return channel.call(
+            'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'), Directory=arguments.get('directory'),
+            Environment=[{'Name': name, 'Value': value} for name, value in environment.items()] if environment else None,
+            User=arguments.get('user'), Input=data, KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
+            WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, Handle=job.handle, Label=arguments.get('label'))
+
+    def _read(self, channel: channel_module.Channel, job: Job, offsets: tuple[int, int], wait: float) -> dict[str, t.Any]:
+        return self._persist(
+            channel, 'ReadOutput', self.target.lease_seconds, wait=wait, Handle=job.handle, StandardOutputOffset=offsets[0], StandardErrorOffset=offsets[1],
+            WaitSeconds=wait, MaximumBytes=OUTPUT_BYTES)
 
     def _kill(self, channel: channel_module.Channel, handle: str) -> None:
         try:
@@ -373,22 +552,70 @@ class Session:
 
     # The end
 
-    def remove(self, *, for_good: bool = False) -> dict[str, t.Any]:
-        """See ``Agent.remove``. ``for_good``: the run has ended, nothing is deployed any more."""
+    def end(self, report: Report) -> dict[str, t.Any]:
+        """The run has ended: nothing is deployed any more, installations finish, then the agent goes. Raises SojournError."""
+        self._ended.set()  # whoever waits for the target to come back gives up
+        if self._other is not None:
+            return {'changed': False, 'removed': []}  # its own session ends it
+        with self._wake:
+            waited = bool(self._jobs)
+            for job in self._jobs:
+                job.leave()
+        if waited and not self._await_jobs(report):
+            return {'changed': False, 'removed': []}
+        return self.remove()
+
+    def _await_jobs(self, report: Report) -> bool:
+        """Waits for installations. Meanwhile a new run of this user may take the session over: False where it has."""
+        told: set[str] = set()
+        file = self._file
+        if file is not None:
+            file.let_go()
+        while True:
+            with self._wake:
+                packages = {job.package for job in self._jobs if job.finish and job.package}
+                if not self._jobs:
+                    break
+                if packages <= told:
+                    self._wake.wait()
+                    continue
+            for package in sorted(packages - told):
+                report('waiting', package=package)
+            told |= packages
+        if file is None or file.take_back():
+            return True
+        log.info('%s: another run has taken the session over', self.target.host)
+        file.forget()
+        self._file = None
+        self._drop()
+        return False
+
+    def remove(self) -> dict[str, t.Any]:
+        """See ``Agent.remove``."""
         with self._lock:
-            self._ended = self._ended or for_good
             if self._other is not None:
                 other, self._other = self._other, None
                 return other.remove()
             if self._channel is None:
                 return {'changed': False, 'removed': []}
-            reached: list[WayIn] = []
             try:
-                return self._remove(reached)
+                return self._remove_once()
             finally:
-                for way_in in reached:
-                    way_in.release()
                 self._drop()
+
+    def _remove_once(self) -> dict[str, t.Any]:
+        """Ends the agent and sees that nothing is left of it; only then the session is forgotten. The caller holds the lock."""
+        reached: list[WayIn] = []
+        try:
+            result = self._remove(reached)
+        finally:
+            for way_in in reached:
+                way_in.release()
+        self._drop()
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
+        return result
 
     def _remove(self, reached: list[WayIn]) -> dict[str, t.Any]:
         channel = t.cast(channel_module.Channel, self._channel)
@@ -417,10 +644,12 @@ class Session:
         connecting.start()
         patience = None
         try:
-            if int(channel.call('Shutdown')):
+            if self._lost:
+                patience = 2.0
+            elif int(channel.call('Shutdown')):
                 self._wait_gone(channel)
         except SojournError as error:
-            if error.code != 'SD-503':
+            if error.code not in LOST:
                 log.warning('%s: %s', self.target.host, error)
             patience = 2.0  # it is gone already, or does not listen: not much to wait for
         connecting.join()
@@ -449,8 +678,8 @@ class Session:
                 way_in.undo()
         except (SojournError, AlreadyPlaced) as error:
             detail = error.sentence if isinstance(error, SojournError) else 'another agent is there'
-            raise SojournError(
-                'SD-801', host=self.target.host, step='removing the agent', what=f"The firewall rule {self._info['firewall_rule']}", detail=detail) from None
+            raise self._error(
+                'SD-801', 'removing the agent', what=f"The firewall rule {self._info['firewall_rule']}", detail=detail) from None
         finally:
             way_in.release()
 
@@ -466,73 +695,25 @@ class Session:
 
     # Leftovers of other runs
 
-    def cleanup(self, run: str | None, check: bool) -> dict[str, t.Any]:
+    def cleanup(self, run: str | None, force: bool, check: bool) -> dict[str, t.Any]:
         """See ``Agent.cleanup``."""
         with self._lock:
-            changed = False
-            if self.live:
-                if not check:
-                    self.remove()
-                changed = True
-            found = self._find(run, check)
-            # Over SMB firewall rules do not show: only an agent on the target finds one that is all that is left.
-            if not found and self.target.way_in != 'smb':
-                return {'changed': changed, 'leftovers': []}
-            would = [_leftover(item, 'live' if item.live and not run else 'removed', None) for item in found]
-            leftovers = would if check and found else self._remove_found(found, run, check)
-            return {'changed': changed or any(item['state'] == 'removed' for item in leftovers), 'leftovers': leftovers}
-
-    def _find(self, run: str | None, check: bool) -> list[Found]:
-        way_in = make_way_in(self.target, self.run)
-        try:
-            way_in.connect()
-            found = way_in.find()
-            own = [item for item in found if item.run == self.run]
-            if own and not check and not self.live:
-                way_in.wait_removed(0)  # of an agent of ours that died
-            return [item for item in found if item.run != self.run and (run is None or item.run == run)]
-        finally:
-            way_in.release()
-
-    def _remove_found(self, found: list[Found], run: str | None, check: bool) -> list[dict[str, t.Any]]:
-        """By an agent, which sees more than the way in does; with ``check`` it only tells."""
-        if found and run is None and all(item.live for item in found):
-            return [_leftover(item, 'live', None) for item in found]
-        there = self.live
-        try:
-            self.deploy()
-            try:
-                answer = self.call('RemoveLeftovers', Run=run, DryRun=check or None, wait=120)
-                return [{name: item.get(name) for name in ('kind', 'name', 'run', 'state', 'detail')} for item in answer or []]
-            finally:
-                if not there:
-                    self.remove()
-        except SojournError as error:
-            log.warning('%s: no agent for the clean-up, the way in does what it can: %s', self.target.host, error)
-            return self._remove_by_way_in(found, run, error)
-
-    def _remove_by_way_in(self, found: list[Found], run: str | None, cause: SojournError) -> list[dict[str, t.Any]]:
-        leftovers = []
-        way_in = make_way_in(self.target, self.run)
-        try:
-            way_in.connect()
-            for item in found:
-                if item.live and run is None:
-                    leftovers.append(_leftover(item, 'live', None))
-                    continue
-                try:
-                    way_in.remove_found(item)
-                    leftovers.append(_leftover(item, 'removed', None))
-                except SojournError as error:
-                    leftovers.append(_leftover(item, 'failed', f'{error.sentence} No agent could be deployed: {cause.sentence}'))
-        finally:
-            way_in.release()
-        return leftovers
+            return leftovers.clean(self, lambda: make_way_in(self.target, self.run), run, force, check)
 
 
-class Cancelled(Exception):
-    """The caller is gone; nobody waits for the result."""
+def end_orphan(file: session_file.SessionFile) -> None:
+    """Ends the agent of a session that an earlier broker of this run had, over the channel alone: nobody knows how to sign in there.
 
-
-def _leftover(found: Found, state: str, detail: str | None) -> dict[str, t.Any]:
-    return {'kind': found.kind, 'name': found.name, 'run': found.run, 'state': state, 'detail': detail}
+    The agent waits for its installation and removes itself. Raises SojournError where it does not answer.
+    """
+    record = file.record
+    if record.peer is None or record.fingerprint is None:
+        return
+    channel = channel_module.Channel(
+        channel_module.Endpoint(peer=record.peer, fingerprint=record.fingerprint, ports=str(record.peer.sockaddr[1])),
+        RunCredentials(record.credentials.encode('ascii')).context())
+    try:
+        channel.call('Shutdown')
+        file.remove()
+    finally:
+        channel.close()

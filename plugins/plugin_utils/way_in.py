@@ -145,6 +145,10 @@ class WayIn(abc.ABC):
     def start(self, config: Config) -> Ready:
         """Starts the agent as a service and waits until it is ready. Raises 3xx (rights), 4xx, 6xx."""
 
+    def find_restarted(self, known: Ready) -> Ready | None:
+        """Where the agent that once was ``known`` has started by itself with the target: what it answers now. None where none does so."""
+        return None
+
     @abc.abstractmethod
     def undo(self) -> None:
         """Takes back all that place and start did, as far as they came, whether an agent runs or not. Raises SD-801."""

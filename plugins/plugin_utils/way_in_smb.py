@@ -369,6 +369,33 @@ class SmbWayIn(WayIn):
         what = 'the service has vanished' if state is None else f'the service has stopped (code {own_code if code == 1066 else code})'
         raise self.error('SD-406', detail=f'{what}{self._executable_gone()}')
 
+    def find_restarted(self, known: Ready) -> Ready | None:
+        """The service starts with the system, makes new keys, and then writes ready.json anew."""
+        with self._errors('waiting for the restarted agent'):
+            manager = self._open_manager()
+            pauses = _Pauses(START_SECONDS)
+            while True:
+                if not self._works(manager):
+                    return None
+                ready = self._ready()
+                if ready:
+                    found = Ready.from_json(ready, run=self.run, host=self.target.host)
+                    if found.fingerprint != known.fingerprint:
+                        return found
+                # Not a watch: ready.json may have been written between the boot and our connection.
+                if not pauses.again():
+                    return None
+
+    def _works(self, manager: smb_client.ServiceManager) -> bool:
+        """Whether the service runs, or is about to."""
+        try:
+            with manager.service(self.name) as service:
+                return manager.status(service)[0] in (manager.START_PENDING, manager.RUNNING)
+        except pypsexec_exceptions.SCMRException as error:
+            if error.return_code in (manager.NOT_THERE, manager.MARKED_FOR_DELETE):
+                return False
+            raise
+
     # Removing
 
     def undo(self) -> None:

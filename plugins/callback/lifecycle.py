@@ -1,0 +1,136 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has the end of a run wait for the clean-up, and prints it; the clean-up itself is the broker's."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: lifecycle
+type: aggregate
+author:
+  - The sojourn.deploy authors (@sojourn)
+short_description: Wait for the clean-up at the end of a run, and print it
+version_added: 0.2.0
+description:
+  - Takes the agents off all targets as the last thing of a run, waits until nothing of them is left, and prints what was removed from which host.
+  - It does so at the regular end, when the run is interrupted (Ctrl-C), and when C(ansible-playbook) is terminated (SIGTERM).
+    Installations that run then are let finish first; the packages that had not begun are dropped. Both are printed.
+  - A second Ctrl-C ends the waiting. The clean-up goes on by itself.
+  - Without this plugin the clean-up is the same, but it goes on after C(ansible-playbook) has ended. In a container whose first process is
+    C(ansible-playbook), as in an execution environment, that is too late - everything there ends with that process, and the agents
+    remove themselves only when their lease is over. Enable this plugin there.
+  - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
+requirements:
+  - enable it in the configuration, C(callbacks_enabled) in section C([defaults]), or C(ANSIBLE_CALLBACKS_ENABLED=sojourn.deploy.lifecycle)
+"""
+
+import atexit
+import contextlib
+import os
+import signal
+import time
+import typing as t
+
+from ansible.plugins.callback import CallbackBase
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, ledger
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+
+class CallbackModule(CallbackBase):
+    """See DOCUMENTATION."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = 'aggregate'
+    CALLBACK_NAME = 'sojourn.deploy.lifecycle'
+    CALLBACK_NEEDS_ENABLED = True
+
+    def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._run = os.getpid()
+        self._ended = False
+        self._began = False
+        # Ctrl-C ends a run without any further callback; what is left then is Python's own end.
+        atexit.register(self._at_exit)
+
+    def v2_playbook_on_start(self, playbook: t.Any) -> None:
+        """Tells of earlier runs, and looks out for SIGTERM."""
+        self._tell_earlier()
+        before = signal.getsignal(signal.SIGTERM)
+
+        def terminated(number: int, frame: t.Any) -> None:
+            if os.getpid() == self._run:
+                self._end()
+            # ansible-core's own handler ends the workers, where it has one; a worker that inherited this one just ends.
+            if callable(before) and os.getpid() == self._run:
+                before(number, frame)
+                return
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGTERM, terminated)
+
+    def v2_playbook_on_stats(self, stats: t.Any) -> None:
+        """The regular end."""
+        self._end()
+
+    def _at_exit(self) -> None:
+        """Any other end; not that of a worker, which has this handler too."""
+        if os.getpid() == self._run and not self._ended:
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            with contextlib.suppress(KeyboardInterrupt):
+                self._end()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            broker_client.end_run(self._run, self._tell)
+        except KeyboardInterrupt:
+            self._say('Not waited for any longer; the clean-up goes on by itself.')
+            raise
+        except SojournError as error:
+            self._say(f'The clean-up cannot be waited for; the agents remove themselves when their lease is over. {error}', 'red')
+
+    # Printing
+
+    def _tell(self, event: dict[str, t.Any]) -> None:
+        if not self._began:
+            self._began = True
+            self._banner('CLEAN-UP')
+        host = event['host']
+        kind = event['event']
+        if kind == 'waiting':
+            self._say(f"{host}: waiting until the installation of {event['package']} has finished", 'yellow')
+        elif kind == 'removed':
+            self._say(f"{host}: removed {', '.join(event['removed'])} ({event['seconds']:.1f} s)", 'green')
+        elif kind == 'failed':
+            self._say(f"{host}: NOT REMOVED: {event['message'].removeprefix(f'[{host}] ')}", 'red')
+        else:
+            self._say(_line(event), 'green' if event['state'] in ('installed', 'reboot_required', 'already_current') else 'red')
+
+    def _tell_earlier(self) -> None:
+        for earlier in ledger.take():
+            when = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(earlier.get('time', 0)))
+            self._banner(f'AN EARLIER RUN WAS CUT OFF, {when}')
+            for row in earlier.get('rows') or ():
+                self._say(_line(row))
+
+    def _banner(self, text: str) -> None:
+        with contextlib.suppress(RuntimeError, OSError):
+            self._display.banner(text)
+
+    def _say(self, text: str, color: str | None = None) -> None:
+        try:
+            self._display.display(text, color=color)
+        except (RuntimeError, OSError):
+            # A signal came in the middle of another line, or nobody reads any more: the clean-up must not fail of that.
+            with contextlib.suppress(OSError):
+                os.write(1, f'{text}\n'.encode())
+
+
+def _line(row: t.Mapping[str, t.Any]) -> str:
+    return f"{row['host']}: {row['package']}: {str(row['state']).replace('_', ' ')}{' (' + str(row['msg']) + ')' if row.get('msg') else ''}"
