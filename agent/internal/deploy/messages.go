@@ -55,6 +55,17 @@ type (
 		Seconds              float64
 	}
 
+	// ExecutionStatus is a process that was started and not released.
+	ExecutionStatus struct {
+		Handle     string
+		Label      *string
+		Running    bool
+		ExitCode   *int64
+		TimedOut   bool
+		SafeToKill bool
+		Seconds    float64
+	}
+
 	// FileStatus is what is at a path.
 	FileStatus struct {
 		Path     string
@@ -116,8 +127,13 @@ type (
 		TimeoutSeconds *float64
 		WaitSeconds    *float64
 		SafeToKill     *bool
+		Handle         *string
+		Label          *string
 	}
 	ExecuteResponse struct{ Execution Execution }
+
+	ListExecutions         struct{}
+	ListExecutionsResponse struct{ Execution []ExecutionStatus }
 
 	ReadOutput struct {
 		Handle               string
@@ -223,6 +239,7 @@ type (
 	RemoveLeftovers struct {
 		Run    *string
 		DryRun *bool
+		Force  *bool
 	}
 	RemoveLeftoversResponse struct{ Leftover []Leftover }
 

@@ -9,7 +9,9 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/files"
@@ -29,6 +31,9 @@ const (
 	maximumOutput   = 16 << 20
 	maximumLease    = 86400
 	maximumChecksum = 64
+	minimumHandle   = 16
+	maximumHandle   = 64
+	maximumLabel    = 256
 )
 
 // Settings are what a deployment is made of.
@@ -70,6 +75,7 @@ func (d *Deployment) operations() map[string]operation {
 		"GetInfo":         handle(d.getInfo),
 		"RenewLease":      handle(d.renewLease),
 		"Execute":         handle(d.execute),
+		"ListExecutions":  handle(d.listExecutions),
 		"ReadOutput":      handle(d.readOutput),
 		"WriteInput":      handle(d.writeInput),
 		"Signal":          handle(d.signal),
@@ -94,6 +100,11 @@ func (d *Deployment) ShutdownAsked() <-chan struct{} { return d.shutdown }
 // Unfinished gives the number of running processes that must not be interrupted, and a channel that closes when it may have changed.
 func (d *Deployment) Unfinished() (changed <-chan struct{}, running int) {
 	return d.processes.Unfinished()
+}
+
+// Processes gives the processes that were not released, and a channel that closes when that may have changed.
+func (d *Deployment) Processes() (all []process.Status, changed <-chan struct{}) {
+	return d.processes.List()
 }
 
 // SetUnread says whether the client is gone, so that nothing may wait for it.
@@ -201,7 +212,14 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r.Handle != nil && !isHandle(*r.Handle) {
+		return nil, badRequest("Handle is not 16 to 64 characters of 0-9a-f")
+	}
+	if utf8.RuneCountInString(given(r.Label)) > maximumLabel {
+		return nil, badRequest("Label is longer than 256 characters")
+	}
 	request := &process.Request{
+		Handle: given(r.Handle), Label: given(r.Label),
 		Arguments: r.Arguments, CommandLine: given(r.CommandLine), Directory: given(r.Directory), User: given(r.User),
 		KeepInputOpen: given(r.KeepInputOpen), Timeout: timeout, SafeToKill: given(r.SafeToKill),
 	}
@@ -217,7 +235,24 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ExecuteResponse{execution(p, p.Await(c.context, wait, nil), [2]int64{}, defaultOutput)}, nil
+	// From the beginning, or, where a process that is asked about again has lost that, from what is left.
+	return &ExecuteResponse{execution(p, p.Await(c.context, wait, nil), p.Begin(), defaultOutput)}, nil
+}
+
+func isHandle(s string) bool {
+	return len(s) >= minimumHandle && len(s) <= maximumHandle && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+func (d *Deployment) listExecutions(*call, *ListExecutions) (*ListExecutionsResponse, error) {
+	answer := &ListExecutionsResponse{}
+	all, _ := d.processes.List()
+	for _, s := range all {
+		answer.Execution = append(answer.Execution, ExecutionStatus{
+			Handle: s.Handle, Label: nonZero(s.Label), Running: !s.Ended, ExitCode: optional(s.ExitCode, s.Ended),
+			TimedOut: s.TimedOut, SafeToKill: s.SafeToKill, Seconds: s.Seconds,
+		})
+	}
+	return answer, nil
 }
 
 // execution is the answer about a process: its state and at most so many bytes of each output from the offsets on.
@@ -483,10 +518,13 @@ func (d *Deployment) removeLeftovers(_ *call, r *RemoveLeftovers) (*RemoveLeftov
 	if r.Run != nil && !config.IsRun(run) {
 		return nil, badRequest("Run is not 12 lower-case hexadecimal digits")
 	}
+	if given(r.Force) && r.Run == nil {
+		return nil, badRequest("Force without Run")
+	}
 	if run == d.Config.Run {
 		return nil, badRequest("Run is the agent's own; Shutdown ends it")
 	}
-	found, err := leftovers.Remove(leftovers.Request{Run: run, DryRun: given(r.DryRun), Own: d.Config.Run, Firewall: d.Firewall})
+	found, err := leftovers.Remove(leftovers.Request{Run: run, DryRun: given(r.DryRun), Force: given(r.Force), Own: d.Config.Run, Firewall: d.Firewall})
 	if err != nil {
 		return nil, err
 	}

@@ -234,6 +234,12 @@ func TestBadRequests(t *testing.T) {
 		"family of no source": {"text/xml", envelope("OpenPort", "<Port>1</Port><Source>fd73::1</Source><Family>ipv4</Family>"), "not of Family"},
 		"unknown family":      {"text/xml", envelope("OpenPort", "<Port>1</Port><Family>ipx</Family>"), "neither ipv4 nor ipv6"},
 		"own run":             {"text/xml", envelope("RemoveLeftovers", "<Run>0123456789ab</Run>"), "own"},
+		"force without run":   {"text/xml", envelope("RemoveLeftovers", "<Force>true</Force>"), "Force without Run"},
+		"short handle":        {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>0123456789abcde</Handle>"), "Handle"},
+		"long handle":         {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>"+strings.Repeat("0", 65)+"</Handle>"), "Handle"},
+		"capital handle":      {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>0123456789ABCDEF</Handle>"), "Handle"},
+		"handle with a path":  {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>../../0123456789abcdef</Handle>"), "Handle"},
+		"long label":          {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Label>"+strings.Repeat("ü", 257)+"</Label>"), "Label"},
 		"no run":              {"text/xml", envelope("RemoveLeftovers", "<Run>*</Run>"), "hexadecimal"},
 		"negative length":     {"text/xml", envelope("GetFile", "<Path>a</Path><Length>-1</Length>"), "negative"},
 	} {
@@ -426,6 +432,49 @@ func TestExecuteAndReadOutput(t *testing.T) {
 	_, none, _ := s.post(t, "text/xml", strings.NewReader(envelope("Execute", "<CommandLine>true</CommandLine><WaitSeconds>20</WaitSeconds>")), "multipart/related")
 	if !strings.HasPrefix(media, "multipart/related") || none != "text/xml; charset=utf-8" {
 		t.Error(media, none)
+	}
+}
+
+func TestExecuteSentAgainStartsNothing(t *testing.T) {
+	s := serve(t)
+	file := filepath.Join(t.TempDir(), "started")
+	ask := "<CommandLine>echo x &gt;&gt; " + file + "; echo out; read x</CommandLine><KeepInputOpen>true</KeepInputOpen><SafeToKill>true</SafeToKill>" +
+		"<Handle>0123456789abcdef</Handle><Label>flash &lt;1&gt;</Label>"
+	answers := make(chan string)
+	for range 8 {
+		go func() {
+			_, _, raw := s.post(t, "text/xml", strings.NewReader(envelope("Execute", ask)), "")
+			answers <- element(string(raw), "Handle")
+		}()
+	}
+	for range 8 {
+		if got := <-answers; got != "0123456789abcdef" {
+			t.Errorf("the handle is %q", got)
+		}
+	}
+	text := s.call(t, "ListExecutions", "")
+	if element(text, "Label") != "flash &lt;1&gt;" || element(text, "Running") != "true" || element(text, "SafeToKill") != "true" ||
+		strings.Count(text, "<t:Execution>") != 1 || strings.Contains(text, "ExitCode") {
+		t.Error(text)
+	}
+	handle := "<Handle>0123456789abcdef</Handle>"
+	s.call(t, "WriteInput", handle+"<Close>true</Close>")
+	read := handle + "<StandardOutputOffset>4</StandardOutputOffset><StandardErrorOffset>0</StandardErrorOffset><WaitSeconds>20</WaitSeconds>"
+	for element(s.call(t, "ReadOutput", read), "Running") == "true" {
+	}
+	// Ended, and read by the one who asks again: it is still that one, from the beginning.
+	if text := s.call(t, "Execute", ask+"<!-- again -->"); element(text, "StandardOutput") != "b3V0Cg==" || element(text, "ExitCode") != "1" {
+		t.Error(text)
+	}
+	if raw, _ := os.ReadFile(file); string(raw) != "x\n" {
+		t.Errorf("started %d times", len(raw)/2)
+	}
+	if text := s.call(t, "ListExecutions", ""); element(text, "Running") != "false" || element(text, "ExitCode") != "1" {
+		t.Error(text)
+	}
+	s.call(t, "Release", handle)
+	if text := s.call(t, "ListExecutions", ""); strings.Contains(text, "<t:Execution>") {
+		t.Error(text)
 	}
 }
 

@@ -29,7 +29,8 @@ const settling = 2 * time.Minute
 
 // Request says what to look for.
 type Request struct {
-	Run      string // only this run, live or not; "": all that are dead
+	Run      string // only this run; "": all
+	Force    bool   // whatever its state; else only what is dead
 	DryRun   bool
 	Own      string // the run that asks: never touched
 	Firewall firewall.Firewall
@@ -95,7 +96,7 @@ func Remove(r Request) ([]Leftover, error) {
 
 func removeRun(r Request, run string, things []thing) (all []Leftover) {
 	alive := ""
-	if r.Run == "" {
+	if !r.Force {
 		for _, t := range things {
 			if t.alive != "" {
 				alive = t.alive

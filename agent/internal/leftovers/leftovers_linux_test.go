@@ -98,8 +98,11 @@ func TestANamedRunIsRemovedWhateverItsState(t *testing.T) {
 	run, folder := leave(t, true, 0)
 	other, otherFolder := leave(t, false, 0)
 	walls := &wall{rules: []firewall.Rule{{Name: config.Prefix + run + "-tcp-80"}, {Name: config.Prefix + other}}}
+	if all, err := Remove(Request{Run: run, Own: "000000000000", Firewall: walls}); err != nil || len(all) != 2 || all[0].State != Live || all[1].State != Live {
+		t.Error("without force it is not removed while it lives", all, err)
+	}
 	for range 2 {
-		all, err := Remove(Request{Run: run, Own: "000000000000", Firewall: walls})
+		all, err := Remove(Request{Run: run, Force: true, Own: "000000000000", Firewall: walls})
 		if err != nil {
 			t.Fatal(err)
 		}

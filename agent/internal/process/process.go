@@ -8,8 +8,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"maps"
 	"math"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +38,8 @@ type Variable struct{ Name, Value string }
 
 // Request says what to run.
 type Request struct {
+	Handle        string   // 0-9a-f; "": any
+	Label         string   // what it is for
 	Arguments     []string // either these
 	CommandLine   string   // or this
 	Directory     string
@@ -56,6 +61,8 @@ type child interface {
 	kill()
 	// forget lets go of what the tree needed, not of processes that go on.
 	forget()
+	// processID is the process's, not the tree's.
+	processID() int
 }
 
 // Table has the processes.
@@ -64,19 +71,22 @@ type Table struct {
 
 	mu      sync.Mutex
 	byID    map[string]*Process
-	changed chan struct{} // closed when a process has begun or ended
+	coming  map[string]chan struct{} // handles of processes that are being started; closed when that is over
+	changed chan struct{}            // closed when a process has begun or ended, or was released
 	closed  bool
 	unread  bool // see SetUnread
 }
 
 // NewTable makes a table whose processes spool into the folder.
 func NewTable(folder string) *Table {
-	return &Table{folder: folder, byID: make(map[string]*Process), changed: make(chan struct{})}
+	return &Table{folder: folder, byID: make(map[string]*Process), coming: make(map[string]chan struct{}), changed: make(chan struct{})}
 }
 
 // Process is one of them.
 type Process struct {
 	Handle     string
+	label      string
+	program    string // its name alone
 	safeToKill bool
 	child      child
 	began      time.Time
@@ -93,8 +103,42 @@ type Process struct {
 	timer    *time.Timer
 }
 
-// Start starts a process. Its input has been received when it begins.
+// Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.
 func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
+	if r.Handle == "" {
+		var id [8]byte
+		rand.Read(id[:])
+		return t.start(ctx, r, hex.EncodeToString(id[:]))
+	}
+	for {
+		t.mu.Lock()
+		if p, ok := t.byID[r.Handle]; ok {
+			t.mu.Unlock()
+			return p, nil
+		}
+		first, ok := t.coming[r.Handle]
+		if !ok {
+			over := make(chan struct{})
+			t.coming[r.Handle] = over
+			t.mu.Unlock()
+			defer func() {
+				t.mu.Lock()
+				delete(t.coming, r.Handle)
+				t.mu.Unlock()
+				close(over)
+			}()
+			return t.start(ctx, r, r.Handle)
+		}
+		t.mu.Unlock()
+		select {
+		case <-first: // where that one failed, this one tries itself
+		case <-ctx.Done():
+			return nil, catalogue.New("SD-504", "detail", "the client has gone")
+		}
+	}
+}
+
+func (t *Table) start(ctx context.Context, r *Request, handle string) (*Process, error) {
 	t.mu.Lock()
 	full, closed := len(t.byID) >= maximumKept, t.closed
 	t.mu.Unlock()
@@ -104,9 +148,7 @@ func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	if closed {
 		return nil, catalogue.New("SD-504", "detail", "the agent is ending")
 	}
-	var id [8]byte
-	rand.Read(id[:])
-	p := &Process{Handle: hex.EncodeToString(id[:]), safeToKill: r.SafeToKill, news: make(chan struct{})}
+	p := &Process{Handle: handle, label: r.Label, program: programOf(r), safeToKill: r.SafeToKill, news: make(chan struct{})}
 	for i := range p.output {
 		p.output[i] = newStore(t.folder, spoolBytes)
 	}
@@ -407,6 +449,7 @@ func (t *Table) Release(p *Process) error {
 	}
 	t.mu.Lock()
 	delete(t.byID, p.Handle)
+	t.announce()
 	t.mu.Unlock()
 	p.forget()
 	return nil
@@ -439,6 +482,50 @@ func (p *Process) setUnread(unread bool) {
 	for _, s := range p.output {
 		s.setUnread(unread)
 	}
+}
+
+// Begin gives the offsets of the first output that is kept: zeros, unless nobody read for long.
+func (p *Process) Begin() (offsets [2]int64) {
+	for i, s := range p.output {
+		s.mu.Lock()
+		offsets[i] = s.base
+		s.mu.Unlock()
+	}
+	return offsets
+}
+
+// Status is a process for who knows nothing of it yet.
+type Status struct {
+	Handle     string
+	Label      string
+	Program    string // its name alone: arguments may hold secrets
+	ProcessID  int
+	SafeToKill bool
+	Snapshot
+}
+
+// Unfinished tells whether the process runs and must not be interrupted.
+func (s Status) Unfinished() bool { return !s.Ended && !s.SafeToKill }
+
+// Name is what to call it before people.
+func (s Status) Name() string {
+	if s.Label != "" {
+		return s.Label
+	}
+	return s.Program
+}
+
+// List gives the processes that were not released, the oldest first, and a channel that closes when that may have changed.
+func (t *Table) List() (all []Status, changed <-chan struct{}) {
+	t.mu.Lock()
+	kept := slices.SortedFunc(maps.Values(t.byID), func(a, b *Process) int { return a.began.Compare(b.began) })
+	changed = t.changed
+	t.mu.Unlock()
+	for _, p := range kept {
+		s, _ := p.snapshot()
+		all = append(all, Status{p.Handle, p.label, p.program, p.child.processID(), p.safeToKill, s})
+	}
+	return all, changed
 }
 
 // Unfinished gives the number of running processes that must not be interrupted, and a channel that closes when that may have changed.
@@ -478,6 +565,14 @@ func (t *Table) End() {
 		p.forget()
 	}
 	endAll()
+}
+
+// programOf is the name of the program that a request starts, without what may be secret.
+func programOf(r *Request) string {
+	if len(r.Arguments) > 0 {
+		return filepath.Base(r.Arguments[0])
+	}
+	return commandProgram(r.CommandLine)
 }
 
 // startError tells why a program could not be started.

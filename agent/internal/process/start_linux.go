@@ -201,6 +201,11 @@ func (t *tree) kill() {
 	}
 }
 
+func (t *tree) processID() int { return t.process.Pid }
+
+// commandProgram names the program that runs a command line: its own first word may be a variable's value.
+func commandProgram(string) string { return "sh" }
+
 func (t *tree) forget() {
 	if t.group != nil {
 		t.group.remove()

@@ -219,6 +219,11 @@ func (t *tree) signal(name string, all bool) error {
 
 func (t *tree) kill() { _ = windows.TerminateJobObject(t.job, killedCode) }
 
+func (t *tree) processID() int { return int(t.id) }
+
+// commandProgram names the program that runs a command line.
+func commandProgram(line string) string { return firstWord(line) }
+
 func (t *tree) forget() {
 	t.once.Do(func() {
 		windows.CloseHandle(t.job)
