@@ -159,7 +159,7 @@ class Direct:
         from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Config
 
         self.run = os.urandom(6).hex()
-        self.credentials = RunCredentials(self.run)
+        self.credentials = RunCredentials.make(self.run)
         self.namespace = controller.namespace
         self.target = target
         self.way_in = session.make_way_in(controller.options(target, family), self.run)
@@ -205,7 +205,7 @@ def test_tls_1_3_for_the_pinned_client_only(direct: Direct) -> None:
         wire.sendall(b"GET /?wsdl HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
         assert wire.recv(12) == b"HTTP/1.1 200"
 
-    other = RunCredentials("0" * 12).context()
+    other = RunCredentials.make("0" * 12).context()
     none = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     none.check_hostname, none.verify_mode = False, ssl.CERT_NONE
     for context in (other, none):

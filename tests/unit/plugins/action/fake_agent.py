@@ -31,6 +31,7 @@ class FakeAgent:
         self.installer = installer
         self.firewall_kind = "nftables"
         self.free_bytes = 1 << 30
+        self.boot_id = "boot"
         self.packages: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}
         self.rules: list[dict[str, Any]] = []
@@ -38,6 +39,11 @@ class FakeAgent:
         self.deployed = False
         self.calls: list[str] = []
         self.executed: list[dict[str, Any]] = []
+        self.labels: list[str] = []
+        #: What the action announced, as the broker's ledger has it.
+        self.noted: list[dict[str, Any]] = []
+        #: Processes of an earlier run, each with 'handle', 'label' and its 'answer'.
+        self.waiting: list[dict[str, Any]] = []
         #: Errors to raise, by method.
         self.errors: dict[str, Exception] = {}
 
@@ -64,7 +70,7 @@ class FakeAgent:
     def deploy(self) -> dict[str, Any]:
         self._called("deploy")
         changed, self.deployed = not self.deployed, True
-        return {"changed": changed, "info": self.info(), "seconds": {"connect": 0.1}}
+        return {"changed": changed, "info": self.info(), "seconds": {"connect": 0.1}, "taken_over": bool(self.waiting)}
 
     def present(self) -> bool:
         return self.deployed
@@ -76,6 +82,7 @@ class FakeAgent:
             "package_managers": self.managers,
             "firewall_kind": self.firewall_kind,
             "free_bytes": self.free_bytes,
+            "boot_id": self.boot_id,
         }
 
     def remove(self) -> dict[str, Any]:
@@ -83,9 +90,24 @@ class FakeAgent:
         changed, self.deployed = self.deployed, False
         return {"changed": changed, "removed": ["service sojourn-0123456789ab"] if changed else []}
 
-    def cleanup(self, run: str | None = None, check: bool = False) -> dict[str, Any]:
+    def note(self, number: int | None = None, **changes: Any) -> int:
+        if number is None:
+            self.noted.append({})
+            number = len(self.noted) - 1
+        self.noted[number].update({name: value for name, value in changes.items() if value is not None})
+        return number
+
+    def executions(self) -> list[dict[str, Any]]:
+        return [{"handle": entry["handle"], "label": entry["label"]} for entry in self.waiting]
+
+    def follow(self, installation: Any, on_output: Any = None) -> dict[str, Any]:
+        self._called("follow")
+        (entry,) = [entry for entry in self.waiting if entry["handle"] == installation.handle]
+        return {"exit_code": 0, "stdout": b"", "stderr": b"", "timed_out": False, "seconds": 1.5, **entry["answer"]}
+
+    def cleanup(self, run: str | None = None, force: bool = False, check: bool = False) -> dict[str, Any]:
         self._called("cleanup")
-        self.cleanup_arguments = (run, check)
+        self.cleanup_arguments = (run, force, check)
         return {"changed": any(item["state"] == "removed" for item in self.leftovers), "leftovers": self.leftovers}
 
     def query_packages(self, manager: str | None = None, name: str | None = None) -> list[dict[str, Any]]:
@@ -115,6 +137,8 @@ class FakeAgent:
         self._called("execute")
         call = {"arguments": arguments, "command_line": command_line, **more}
         self.executed.append(call)
+        if "installation" in more:
+            self.labels.append(more["installation"].label)
         if arguments and arguments[0] == "chmod":
             return {"exit_code": 0, "stdout": b"", "stderr": b"", "timed_out": False, "seconds": 0.0}
         answer = self.installer(self, call)

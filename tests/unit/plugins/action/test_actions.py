@@ -165,7 +165,13 @@ class TestCleanup:
     def test_check_mode_and_run(self, run, make_agent) -> None:
         agent = make_agent("linux")
         run("cleanup", agent, check=True, run="sojourn-AAAAAAAAAAAA")
-        assert agent.cleanup_arguments == ("aaaaaaaaaaaa", True)
+        assert agent.cleanup_arguments == ("aaaaaaaaaaaa", False, True)
+        run("cleanup", agent, run="aaaaaaaaaaaa", force=True)
+        assert agent.cleanup_arguments == ("aaaaaaaaaaaa", True, False)
+
+    def test_force_names_its_run(self, run, make_agent) -> None:
+        agent = make_agent("linux")
+        assert run("cleanup", agent, force=True)["error"]["code"] == "SD-102" and agent.calls == []
 
     @pytest.mark.parametrize("wrong", ["x", "aaaaaaaaaaaa/..", "*"])
     def test_bad_run(self, run, make_agent, wrong: str) -> None:

@@ -16,6 +16,7 @@ import yaml
 
 from ansible_collections.sojourn.deploy.plugins.action import install
 from ansible_collections.sojourn.deploy.plugins.modules import install as documentation
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
 
@@ -469,13 +470,36 @@ class TestErrors:
 
     def test_lost_while_installing(self, run, make_agent, script) -> None:
         def installer(agent: Any, call: dict[str, Any]) -> int:
+            agent.errors["deploy"] = SojournError("SD-204", port=22, address="x", seconds=1, service="x")
             raise SojournError("SD-503", detail="no answer")
 
         agent = make_agent("linux", installer)
         result = run("install", agent, src="setup.sh")
         check_shape(result)
         assert result["unreachable"]
-        assert agent.calls[-1] == "execute", "nothing more is asked of a target that is gone"
+        assert agent.calls[-1] == "deploy", "nothing more is asked of a target that is gone"
+
+    @pytest.mark.parametrize(("boot_id", "words"), [("another", "the target restarted meanwhile"), ("boot", "the agent on the target was ended meanwhile")])
+    def test_lost_and_there_again(self, run, make_agent, script, boot_id: str, words: str) -> None:
+        def installer(agent: Any, call: dict[str, Any]) -> int:
+            agent.boot_id = boot_id
+            raise SojournError("SD-503", detail="no answer")
+
+        result = run("install", make_agent("linux", installer), src="setup.sh")
+        check_shape(result)
+        assert not result.get("unreachable") and (result["state"], result["error"]["code"]) == ("failed", "SD-712") and words in result["msg"]
+
+    def test_broker_killed_while_installing(self, run, make_agent, script) -> None:
+        tries: list[str] = []
+
+        def installer(agent: Any, call: dict[str, Any]) -> int:
+            tries.append(call["installation"].handle)
+            if len(tries) == 1:
+                raise SojournError("SD-902", step="execute", detail=broker_client.BROKE_OFF, log="x")
+            return 0
+
+        assert run("install", make_agent("linux", installer), src="setup.sh")["state"] == "installed"
+        assert len(tries) == 2 and tries[0] == tries[1], "the same process, not a second one"
 
     def test_staged_file_that_cannot_be_removed(self, run, make_agent, script) -> None:
         agent = make_agent("linux")
@@ -524,3 +548,33 @@ def test_documentation_says_what_the_action_takes() -> None:
         assert documented[name].get("choices") == spec.get("choices"), name
         assert documented[name].get("required", False) == spec.get("required", False), name
     assert set(documented) == set(install.ActionModule.ARGUMENTS)
+
+
+class TestTakingUp:
+    """A run that was cut off had begun it."""
+
+    def test_result_that_waits(self, run, make_agent, script) -> None:
+        first = make_agent("linux")
+        run("install", first, src="setup.sh", arguments="-s")
+        agent = make_agent("linux")
+        agent.waiting = [{"handle": "a" * 32, "label": first.labels[0], "answer": {"exit_code": 0, "stdout": b"done"}}]
+        result = run("install", agent, src="setup.sh", arguments="-s")
+        check_shape(result)
+        assert result["taken_up"] and (result["state"], result["changed"], result["stdout"], result["bytes_sent"]) == ("installed", True, "done", 0)
+        assert "execute" not in agent.calls and "put_file" not in agent.calls
+        assert agent.noted[0]["state"] == "installed"
+
+    @pytest.mark.parametrize("other", [{"arguments": "-x"}, {"src": "other.sh"}])
+    def test_another_installation_is_not_taken_for_it(self, run, make_agent, script, other: dict[str, Any]) -> None:
+        (script.parent / "other.sh").write_text("#!/bin/sh\nexit 0\n")
+        first = make_agent("linux")
+        run("install", first, src="setup.sh", arguments="-s")
+        agent = make_agent("linux")
+        agent.waiting = [{"handle": "a" * 32, "label": first.labels[0], "answer": {}}]
+        result = run("install", agent, **{"src": "setup.sh", "arguments": "-s", **other})
+        assert "taken_up" not in result and "follow" not in agent.calls and "execute" in agent.calls
+
+    def test_no_secret_in_the_label(self, run, make_agent, script) -> None:
+        agent = make_agent("linux")
+        run("install", agent, src="setup.sh", arguments="--key Geheim1", environment={"TOKEN": "Geheim2"})
+        assert "Geheim" not in agent.labels[0] and "setup.sh" in agent.labels[0]

@@ -73,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     base.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
     if len(str(base)) >= 40:  # as the client has it: a socket's path is short
-        monkeypatch.setattr(broker_client, "_private_base", lambda: f"/tmp/sojourn-test-{os.getpid()}")
+        monkeypatch.setattr(broker_client, "private_base", lambda: f"/tmp/sojourn-test-{os.getpid()}")
     run = Run()
     try:
         yield run
@@ -251,7 +251,7 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("when", ["before the run's folder", "after it was found"])
 def test_another_runs_broker_removes_the_common_folder_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     base, removed = Path(f"/tmp/sojourn-alone-{os.getpid()}"), []
-    monkeypatch.setattr(broker_client, "_private_base", lambda: str(base))
+    monkeypatch.setattr(broker_client, "private_base", lambda: str(base))
     run.folder = Path(broker_client.run_folder(run.process.pid))
     real_mkdir, real_lstat = os.mkdir, os.lstat
 

@@ -23,7 +23,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
 NAMESPACE = "urn:sojourn:deploy:1"
-CONTROLLER = RunCredentials("0123456789ab")
+CONTROLLER = RunCredentials.make("0123456789ab")
 
 
 def soap(body: str) -> bytes:
@@ -78,16 +78,16 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.credentials = RunCredentials("agent")
+        self.credentials = RunCredentials.make("agent")
         if context is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.minimum_version = ssl.TLSVersion.TLSv1_3
-        with _readable_path(self.credentials._pem) as path:
+        with _readable_path(self.credentials.pem) as path:
             context.load_cert_chain(path)
         context.verify_mode = ssl.CERT_REQUIRED
         # OpenSSL wants a purpose; the agent pins by fingerprint instead.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        with _readable_path(CONTROLLER._pem) as path:
+        with _readable_path(CONTROLLER.pem) as path:
             context.load_verify_locations(path)
         self.context = context
         self.bodies: list[bytes] = []
@@ -165,7 +165,7 @@ def test_tls_1_2_is_refused() -> None:
 
 def test_a_server_that_refuses_our_certificate(server: Server) -> None:
     with pytest.raises(SojournError, match=r"refused the handshake|no longer answers|could not be reached"):
-        Channel(server.endpoint(), RunCredentials("other").context()).call("RenewLease", patience=0)
+        Channel(server.endpoint(), RunCredentials.make("other").context()).call("RenewLease", patience=0)
     assert server.bodies == []
 
 
@@ -200,7 +200,7 @@ def test_the_key_is_on_no_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_fingerprints() -> None:
-    pem = CONTROLLER._pem.split(b"-----BEGIN PRIVATE")[0].decode()
+    pem = CONTROLLER.pem.split(b"-----BEGIN PRIVATE")[0].decode()
     assert fingerprint_of_pem(pem) == CONTROLLER.fingerprint
     with pytest.raises(ValueError):
         fingerprint_of_pem("nothing")

@@ -14,8 +14,9 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils import network
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import session as session_module
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Job, Session
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Session
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Found, Ready, WayIn
 
 RUN = "0123456789ab"
@@ -32,6 +33,7 @@ class Host:
         self.found: list[Found] = []
         self.calls: dict[str, Callable[..., Any]] = {}
         self.configs: list[Config] = []
+        self.boot_id = "b"
 
     def way_in(self, target: Target, run: str) -> WayIn:
         return FakeWayIn(self, target, run)
@@ -113,7 +115,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return host
 
 
-CREDENTIALS = RunCredentials(RUN)
+CREDENTIALS = RunCredentials.make(RUN)
 
 
 def make(host: Host, find_other: Callable[[str], Any] = lambda unused: None, token: str = "t", **options: Any) -> Session:
@@ -178,10 +180,16 @@ def test_a_lost_agent_is_deployed_anew(host: Host) -> None:
     host.fail_at = "Stat"
     with pytest.raises(SojournError):
         session.call("Stat", Path="/")
-    assert not session.live
+    assert not session.live or host.events.count("place") == 2
+
+    def gone(**unused: Any) -> None:
+        raise SojournError("SD-503", detail="gone")
+
+    host.calls["RenewLease"] = gone
     host.fail_at, host.placed = "", None
+    session._lose(session._channel)
     session.call("Stat", Path="/")
-    assert session.live and host.events.count("place") == 2
+    assert session.live and host.events.count("place") >= 2
 
 
 def test_the_lease_is_renewed_in_time(host: Host) -> None:
@@ -222,7 +230,7 @@ def test_an_agent_that_was_killed_leaves_no_rule(host: Host) -> None:
     host.events.clear()
     host.fail_at = "Shutdown"
     host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=False)]
-    assert session.remove(for_good=True)["removed"] == ["service x", f"firewall rule sojourn-{RUN}"]
+    assert session.end(lambda *unused, **fields: None)["removed"] == ["service x", f"firewall rule sojourn-{RUN}"]
     assert host.events[-7:] == ["wait_removed", "connect", "place", "start", "undo", "release", "release"]
     assert host.placed is None and not host.running
 
@@ -332,13 +340,46 @@ def test_a_caller_that_goes_away_kills(host: Host) -> None:
     session = make(host)
     job, killed = Job(), threading.Event()
     host.calls["Execute"] = lambda **unused: execution(running=True)
-    host.calls["Signal"] = lambda **arguments: (arguments == {"Handle": "7", "Name": "kill", "Tree": True}) and killed.set()
+    host.calls["Signal"] = lambda **arguments: (arguments == {"Handle": job.handle, "Name": "kill", "Tree": True}) and killed.set()
     host.calls["ReadOutput"] = lambda **unused: execution(running=not killed.wait(5), exit_code=137)
     threading.Timer(0.2, job.cancel).start()
     assert run(session, job, command_line="x")[0]["exit_code"] == 137
     assert host.events.count("Signal") == 1
     job.cancel()
     assert host.events.count("Signal") == 1
+
+
+def test_an_installation_finishes_without_its_caller(host: Host) -> None:
+    session = make(host)
+    ends: list[Any] = []
+    job = Job(finish=True, package="tool", on_end=ends.append)
+    going, done = threading.Event(), threading.Event()
+    host.calls["Execute"] = lambda **unused: execution(running=True)
+    host.calls["ReadOutput"] = lambda **unused: (going.set(), execution(b"late", running=not done.wait(5), exit_code=3))[1]
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(run, session, job, command_line="x")
+        assert going.wait(5)
+        told: list[Any] = []
+        ended = pool.submit(session.end, lambda event, **fields: (told.append((event, fields)), done.set()))
+        assert result.result(5)[0]["exit_code"] == 3 and result.result()[1] == []
+        assert ended.result(5)["changed"]
+    assert told == [("waiting", {"package": "tool"})] and ends == [{"exit_code": 3, "timed_out": False, "seconds": 1.0}]
+    assert "Signal" not in host.events and host.placed is None
+    assert host.events.index("Shutdown") > max(number for number, event in enumerate(host.events) if event == "ReadOutput")
+
+
+def test_a_process_that_is_no_installation_does_not(host: Host) -> None:
+    session = make(host)
+    killed = threading.Event()
+    host.calls["Execute"] = lambda **unused: execution(running=True)
+    host.calls["Signal"] = lambda **unused: killed.set()
+    host.calls["ReadOutput"] = lambda **unused: execution(running=not killed.wait(5), exit_code=137)
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(run, session, Job(), command_line="x")
+        while "ReadOutput" not in host.events:
+            killed.wait(0.01)
+        session.end(lambda *unused, **fields: None)
+        assert result.result(5)[0]["exit_code"] == 137
 
 
 def test_a_caller_that_was_gone_before_there_was_a_process(host: Host) -> None:
@@ -359,7 +400,112 @@ def test_input_that_comes_early_is_kept(host: Host) -> None:
     host.calls["WriteInput"] = lambda **arguments: written.append(arguments)
     host.calls["ReadOutput"] = lambda **unused: (job.write(b"", True), execution())[1]
     run(session, job, command_line="x", keep_input_open=True)
-    assert written == [{"Handle": "7", "Data": b"early", "Close": None}, {"Handle": "7", "Data": None, "Close": True}]
+    assert written == [{"Handle": job.handle, "Data": b"early", "Close": None}, {"Handle": job.handle, "Data": None, "Close": True}]
+
+
+# Brokers that died
+
+
+def crash(session: Session) -> None:
+    """Its broker is gone: the keeper has stopped, and the kernel has let go of the file."""
+    session._drop()
+    session._file._close()
+
+
+def test_the_next_broker_takes_the_session_over(host: Host, state_home: Any) -> None:
+    first = make(host)
+    first.deploy()
+    (file,) = (state_home / "sojourn").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    crash(first)
+    second = Session(first.target, "f" * 12, RunCredentials.make("f" * 12), "u", lambda unused: None)
+    deployed = second.deploy()
+    assert deployed["taken_over"] and second.run == RUN and host.events.count("place") == 1
+    assert second.remove()["changed"] and not list((state_home / "sojourn").iterdir())
+
+
+def test_a_session_that_is_held_is_nobody_elses(host: Host) -> None:
+    first = make(host)
+    first.deploy()
+    second = Session(first.target, "f" * 12, RunCredentials.make("f" * 12), "u", lambda unused: None)
+    host.placed = None  # another folder, by the other run's name
+    assert not second.deploy()["taken_over"] and second.run == "f" * 12
+
+
+def test_what_a_dead_run_left_goes_with_the_next_deployment(host: Host, state_home: Any) -> None:
+    first = make(host)
+    first.deploy()
+    crash(first)
+    host.placed = None
+    failing = [SojournError("SD-501", detail="refused")]
+
+    def renew(**unused: Any) -> float:
+        if failing:
+            raise failing.pop()
+        return 1.0
+
+    asked: list[dict[str, Any]] = []
+    host.calls["RenewLease"] = renew
+    host.calls["RemoveLeftovers"] = lambda **arguments: asked.append(arguments) or []
+    second = Session(first.target, "f" * 12, RunCredentials.make("f" * 12), "u", lambda unused: None)
+    assert not second.deploy()["taken_over"] and asked == [{"Run": RUN}]
+    assert len(list((state_home / "sojourn").iterdir())) == 1  # its own
+
+
+def test_while_an_installation_is_waited_for_a_new_run_may_take_over(host: Host) -> None:
+    first = make(host)
+    going, done = threading.Event(), threading.Event()
+    host.calls["Execute"] = lambda **unused: execution(running=True)
+    host.calls["ReadOutput"] = lambda **unused: (going.set(), execution(running=not done.wait(5)))[1]
+    with ThreadPoolExecutor() as pool:
+        pool.submit(run, first, Job(finish=True, package="tool"), command_line="x")
+        assert going.wait(5)
+        waiting = threading.Event()
+        ended = pool.submit(first.end, lambda *unused, **fields: waiting.set())
+        assert waiting.wait(5)
+        second = Session(first.target, "f" * 12, RunCredentials.make("f" * 12), "u", lambda unused: None)
+        assert second.deploy()["taken_over"]
+        done.set()
+        assert ended.result(5) == {"changed": False, "removed": []}
+    assert second.live and "Shutdown" not in host.events
+    second.remove()
+
+
+def test_an_agent_that_answers_again_is_the_same(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    host.fail_at = "Stat"
+    with pytest.raises(SojournError):
+        session.call("Stat", Path="/")
+    host.fail_at = ""
+    session.call("Stat", Path="/")
+    assert session.live and host.events.count("place") == 1
+
+
+def test_a_target_that_is_not_there_for_a_while_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "RECONNECT_PAUSES", (0.01, 0.02))
+    session = make(host, reconnect_timeout=5)
+    session.deploy()
+    down = [3]
+
+    def way_in(target: Target, run: str) -> WayIn:
+        made = FakeWayIn(host, target, run)
+
+        def connect() -> None:
+            down[0] -= 1
+            if down[0] >= 0:
+                raise made.error("SD-204", port=1, address="x", seconds=1, service="x")
+            FakeWayIn.connect(made)
+
+        made.connect = connect
+        return made
+
+    monkeypatch.setattr(session_module, "make_way_in", way_in)
+    host.fail_at = "RenewLease"
+    session._lose(session._channel)
+    host.placed = None
+    session.deploy()
+    assert session.live and down[0] < 0 and host.events.count("place") == 2
 
 
 # Leftovers
@@ -369,28 +515,35 @@ LIVE = [Found("folder", "sojourn-bbbbbbbbbbbb", "b" * 12, True)]
 
 
 def test_cleanup_where_nothing_is_only_looks(host: Host) -> None:
-    assert make(host).cleanup(None, False) == {"changed": False, "leftovers": []}
+    assert make(host).cleanup(None, False, False) == {"changed": False, "leftovers": []}
     assert host.events == ["connect", "find", "release"]
 
 
-def test_cleanup_spares_the_living_without_deploying(host: Host) -> None:
+def test_cleanup_asks_an_agent_what_lives_as_only_it_sees_the_leases(host: Host) -> None:
     host.found = LIVE
-    result = make(host).cleanup(None, False)
-    assert not result["changed"] and [item["state"] for item in result["leftovers"]] == ["live"] and "place" not in host.events
+    asked: list[dict[str, Any]] = []
+    host.calls["RemoveLeftovers"] = lambda **arguments: asked.append(arguments) or [{"kind": "folder", "name": "x", "run": "b" * 12, "state": "live"}]
+    result = make(host).cleanup(None, False, False)
+    assert not result["changed"] and [item["state"] for item in result["leftovers"]] == ["live"]
+    assert asked == [{"Run": None, "DryRun": None, "Force": None}] and host.placed is None
 
 
-def test_cleanup_in_check_mode_changes_nothing(host: Host) -> None:
+def test_cleanup_in_check_mode_only_asks(host: Host) -> None:
     host.found = DEAD + LIVE
-    result = make(host).cleanup(None, True)
-    assert result["changed"] and [item["state"] for item in result["leftovers"]] == ["removed", "removed", "live"]
-    assert host.events == ["connect", "find", "release"]
+    asked: list[dict[str, Any]] = []
+    host.calls["RemoveLeftovers"] = lambda **arguments: asked.append(arguments) or []
+    make(host).cleanup(None, False, True)
+    assert asked == [{"Run": None, "DryRun": True, "Force": None}] and host.placed is None
+    host.fail_at = "start"
+    result = make(host).cleanup(None, False, True)
+    assert [item["state"] for item in result["leftovers"]] == ["removed", "removed", "live"] and "remove service" not in host.events
 
 
 def test_cleanup_has_the_agent_remove(host: Host) -> None:
     host.found = DEAD
     gone = {"kind": "service", "name": "sojourn-" + "a" * 12, "run": "a" * 12, "state": "removed", "detail": None}
     host.calls["RemoveLeftovers"] = lambda **arguments: [gone]
-    result = make(host).cleanup(None, False)
+    result = make(host).cleanup(None, False, False)
     assert result["changed"] and result["leftovers"][0]["state"] == "removed"
     assert host.placed is None and "Shutdown" in host.events
 
@@ -398,18 +551,18 @@ def test_cleanup_has_the_agent_remove(host: Host) -> None:
 def test_cleanup_without_an_agent_does_what_it_can(host: Host) -> None:
     host.found = DEAD + LIVE
     host.fail_at = "start"
-    result = make(host).cleanup(None, False)
+    result = make(host).cleanup(None, False, False)
     assert [(item["kind"], item["state"]) for item in result["leftovers"]] == [("service", "removed"), ("firewall-rule", "failed"), ("folder", "live")]
     assert "failed at start" in result["leftovers"][1]["detail"]
     host.events.clear()
-    forced = make(host).cleanup("b" * 12, False)
+    forced = make(host).cleanup("b" * 12, True, False)
     assert [(item["run"], item["state"]) for item in forced["leftovers"]] == [("b" * 12, "removed")]
 
 
 def test_cleanup_ends_the_own_session_first(host: Host) -> None:
     session = make(host)
     session.deploy()
-    assert session.cleanup(None, False) == {"changed": True, "leftovers": []}
+    assert session.cleanup(None, False, False) == {"changed": True, "leftovers": []}
     assert host.placed is None and not session.live
 
 
