@@ -220,18 +220,46 @@ class Client:
         options = open_module.CreateOptions.FILE_DIRECTORY_FILE
         return self.open(share, path, access=_LIST | _READ_ATTRIBUTES, disposition=open_module.CreateDisposition.FILE_OPEN, options=options)
 
-    def make_folder(self, share: str, path: str) -> None:
-        """Makes a folder. Raises ObjectNameCollision where something of that name is there."""
-        self.open(
-            share, path, access=_READ_ATTRIBUTES | _LIST, disposition=open_module.CreateDisposition.FILE_CREATE,
-            options=open_module.CreateOptions.FILE_DIRECTORY_FILE).close()
+    def make_folder(self, share: str, path: str) -> t.Any:
+        """Makes a folder and keeps it open. Raises ObjectNameCollision where something of that name is there.
+
+        When it is closed, by us or by the server at the connection's end, the folder goes if it is empty then (FILE_DELETE_ON_CLOSE).
+        """
+        return self.open(
+            share, path, access=_READ_ATTRIBUTES | _LIST | _DELETE, disposition=open_module.CreateDisposition.FILE_CREATE,
+            options=open_module.CreateOptions.FILE_DIRECTORY_FILE | open_module.CreateOptions.FILE_DELETE_ON_CLOSE)
+
+    def hold_file(self, share: str, path: str, data: bytes) -> t.Any:
+        """Writes a new small file and keeps it open; others may read it. When it is closed, by whomever, it is gone."""
+        file = self.open(
+            share, path, access=open_module.FilePipePrinterAccessMask.GENERIC_WRITE | _DELETE, disposition=open_module.CreateDisposition.FILE_CREATE,
+            options=open_module.CreateOptions.FILE_NON_DIRECTORY_FILE | open_module.CreateOptions.FILE_DELETE_ON_CLOSE)
+        file.write(data, 0)
+        return file
+
+    def _mark_for_delete(self, file: t.Any, pending: bool) -> None:
+        """FileDispositionInformation ([MS-FSCC] 2.4.11): whether the file goes when this handle is closed, by whomever."""
+        information = file_info.FileDispositionInformation()
+        information['delete_pending'] = pending
+        message = open_module.SMB2SetInfoRequest()
+        message['info_type'] = information.INFO_TYPE
+        message['file_info_class'] = information.INFO_CLASS
+        message['file_id'] = file.file_id
+        message['buffer'] = information
+        request = self.connection.send(message, self.session.session_id, file.tree_connect.tree_connect_id)
+        self.connection.receive(request)
 
     def write_file(self, share: str, path: str, chunks: t.Iterable[bytes], on_chunk: t.Callable[[int], None] | None = None) -> int:
-        """Writes a new file with several writes under way at once; returns its size by the server's own account."""
+        """Writes a new file with several writes under way at once; returns its size by the server's own account.
+
+        Should the connection end before all is written, the server deletes what there is of it.
+        """
         file = self.open(
-            share, path, access=open_module.FilePipePrinterAccessMask.GENERIC_WRITE | _READ_ATTRIBUTES, disposition=open_module.CreateDisposition.FILE_CREATE,
+            share, path, access=open_module.FilePipePrinterAccessMask.GENERIC_WRITE | _READ_ATTRIBUTES | _DELETE,
+            disposition=open_module.CreateDisposition.FILE_CREATE,
             options=open_module.CreateOptions.FILE_NON_DIRECTORY_FILE | open_module.CreateOptions.FILE_SEQUENTIAL_ONLY, sharing=0, credits=CREDITS)
         try:
+            self._mark_for_delete(file, True)
             under_way: list[tuple[t.Any, t.Any, int]] = []
             pending = 0
             offset = 0
@@ -266,6 +294,7 @@ class Client:
                 while under_way:  # after a failure; their answers must not be taken for others'
                     with contextlib.suppress(Exception):
                         settle()
+            self._mark_for_delete(file, False)
         except BaseException:
             with contextlib.suppress(Exception):
                 file.close()

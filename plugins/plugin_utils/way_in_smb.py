@@ -248,12 +248,14 @@ class SmbWayIn(WayIn):
         """Uploads the executable to ``ADMIN$\\sojourn-<run>``."""
         executable = agent_executable('windows', self._architecture(), host=self.target.host)
         with self._errors('placing the agent'):
+            # Until the executable is there whole, the connection's end, however it comes, takes all of it away again: files are deleted
+            # when the server closes them, and then the folder.
             try:
-                self._client.make_folder(SHARE, self.name)
+                folder = self._client.make_folder(SHARE, self.name)
             except exceptions.ObjectNameCollision:
                 raise AlreadyPlaced(self._session_there()) from None
             self._folder_made = True
-            self._client.write_file(SHARE, rf'{self.name}\{SESSION_FILE}', [session.encode('ascii')])
+            held = self._client.hold_file(SHARE, rf'{self.name}\{SESSION_FILE}', session.encode('ascii'))
         self.step = 'uploading the agent'
         sent = 0
 
@@ -269,6 +271,10 @@ class SmbWayIn(WayIn):
 
         with self._errors('uploading the agent'):
             size = self._client.write_file(SHARE, rf'{self.name}\agent.exe', chunks())
+            held.close()
+            self._client.write_file(SHARE, rf'{self.name}\{SESSION_FILE}', [session.encode('ascii')])
+            with contextlib.suppress(exceptions.SMBResponseException):  # "not empty", from some servers
+                folder.close()
             if size != sent:
                 raise self.error('SD-408', detail=f'{size} of {sent} bytes are there')
 

@@ -9,6 +9,7 @@ Every script is one line for /bin/sh with no '!' in it: the login shell that han
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shlex
 import typing as t
@@ -36,6 +37,8 @@ SERVICE = 'SSH'
 FOLDERS = ('/tmp', '/var/tmp', '')
 ARCHITECTURES = {'x86_64': 'amd64', 'amd64': 'amd64', 'aarch64': 'arm64', 'arm64': 'arm64'}
 OLDEST_KERNEL = (3, 2)
+#: Seconds that the upload and the start may take on a slow line.
+UPLOAD_SECONDS = 600.0 + START_SECONDS
 
 #: Tells what the host is and what the user may.
 _LOOK = '; '.join((
@@ -44,22 +47,27 @@ _LOOK = '; '.join((
     'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if sudo -n true >/dev/null 2>&1; then echo "sudo free"; else echo "sudo asks"; fi; '
     'else echo "sudo missing"; fi',
 ))
-#: Makes the folder. $1 is its name, $2 the session, the rest are the candidates.
-_FOLDER = '; '.join((
-    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'shift 2',
+#: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, the rest
+#: are the candidates. Where the input ends too early, because the controller or the network is gone, nothing stays: the folder goes too.
+#: Root goes on as `agent launch`, which takes the config on the same input and removes the folder likewise where none comes.
+_PLACE = '; '.join((
+    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'shift 3', 'g=',
+    # The connection's end must not end the script, which is to clean up then.
+    "trap '' HUP PIPE",
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
     'if mkdir "$f" 2>/dev/null; then '
-    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#\\041/bin/sh\\nexit 0\\n" > "$f/agent" && chmod 700 "$f/agent"; then '
-    'if "$f/agent" 2>/dev/null; then echo "folder $f"; break; else echo "skip $d is mounted noexec"; fi; '
+    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#\041/bin/sh\nexit 0\n" > "$f/agent" && chmod 700 "$f/agent"; then '
+    'if "$f/agent" 2>/dev/null; then g=$f; echo "folder $f"; break; else echo "skip $d is mounted noexec"; fi; '
     'else echo "skip $d is full"; fi; rm -rf "$f"; '
     'elif [ -d "$f" ]; then echo "exists $f"; break; '
     'elif [ -d "$d" ]; then echo "skip $d is not writable"; else echo "skip $d does not exist"; fi',
     'done',
+    'if [ -n "$g" ]; then head -c "$z" > "$g/agent"; c=`wc -c < "$g/agent"`; '
+    'if [ "$c" -eq "$z" ] && chmod 700 "$g/agent"; then echo "size $c"; if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
+    'else rm -rf "$g"; echo "size $c"; fi; fi',
 ))
 #: Whose agent is there: the other session may be between making the folder and writing its name into it.
 _WHOSE = 'i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done'
-#: Takes the executable on standard input.
-_UPLOAD = 'umask 077; LC_ALL=C; export LC_ALL; cat > "$1/agent" && chmod 700 "$1/agent" && wc -c < "$1/agent"'
 #: $1 name, $2 tenths of a second to wait for the agent to be gone by itself, the rest the folders that may hold it.
 #: Prints what is left in the end; nothing is good.
 _REMOVE = '; '.join((
@@ -110,6 +118,9 @@ class SshWayIn(WayIn):
         self._looked = False
         self._folder = ''
         self._launched = False
+        #: Commands that are held open over several steps.
+        self._steps = contextlib.ExitStack()
+        self._placing: ssh_client.Command | None = None
 
     # Errors
 
@@ -272,53 +283,67 @@ class SshWayIn(WayIn):
         if not self._is_root and self._sudo != 'free':
             with self._errors('becoming root'):
                 self._run('true', root=True)  # before anything is placed
-        with self._errors('placing the agent'):
-            self._make_folder(session)
-        sent = 0
+        with self._errors('placing the agent'), open(executable, 'rb') as file:
+            size = os.fstat(file.fileno()).st_size
+            command = self._steps.enter_context(self._client.command(
+                _words(_PLACE, self.name, session, str(size), *self._folders()), timeout=UPLOAD_SECONDS))
+            if not self._find_folder(command):
+                self._refuse_folder(command)
+            self.step = 'uploading the agent'
+            while data := file.read(1 << 20):
+                command.write(data)
+            self._wait_for_size(command, size)
+        self._placing = command if self._is_root else None
 
-        def chunks() -> t.Iterator[bytes]:
-            nonlocal sent
-            with open(executable, 'rb') as file:
-                while True:
-                    data = file.read(1 << 20)
-                    if not data:
-                        return
-                    sent += len(data)
-                    yield data
+    def _lines(self, command: ssh_client.Command) -> list[str]:
+        """What the script has said so far, in whole lines."""
+        return command.output.decode('utf-8', 'replace').split('\n')[:-1]
 
-        with self._errors('uploading the agent'):
-            code, output, errors = self._run(_words(_UPLOAD, self._folder), data=chunks(), timeout=600)
-            if code != 0:
-                detail = (errors.strip().splitlines() or [f'exit code {code}'])[-1]
-                if 'No space left' in detail or 'quota' in detail.lower():
-                    raise self.error('SD-402', what='the agent', detail=f'{self._folder}: {detail}')
-                raise self.error('SD-403', detail=f'{self._folder}: {detail}')
-            if output.split() != [str(sent).encode()]:
-                raise self.error('SD-408', detail=f'{output.decode("utf-8", "replace").strip()} of {sent} bytes are there')
+    def _said(self, command: ssh_client.Command, *words: str) -> str | None:
+        """Waits for a line that begins with one of these words; the rest of it, or None where the script ended without one."""
+        def found() -> str | None:
+            return next((line for line in self._lines(command) if line.startswith(words)), None)
 
-    def _make_folder(self, session: str) -> None:
-        unused_code, output, errors = self._run(_words(_FOLDER, self.name, session, *self._folders()))
-        skipped = []
-        for line in output.decode('utf-8', 'replace').splitlines():
-            kind, unused_space, rest = line.partition(' ')
-            if kind == 'folder':
-                self._folder = rest
-                return
-            if kind == 'exists':
-                there = self._run(_words(_WHOSE, f'{rest}/{SESSION_FILE}'), root=True)[1]
-                raise AlreadyPlaced(there.decode('ascii', 'replace'))
-            if kind == 'skip':
-                skipped.append(rest)
+        command.wait_for(lambda: found() is not None)
+        return found()
+
+    def _find_folder(self, command: ssh_client.Command) -> bool:
+        line = self._said(command, 'folder ', 'exists ')
+        if line is None:
+            return False
+        kind, unused_space, path = line.partition(' ')
+        if kind == 'exists':
+            there = self._run(_words(_WHOSE, f'{path}/{SESSION_FILE}'), root=True)[1]
+            raise AlreadyPlaced(there.decode('ascii', 'replace'))
+        self._folder = path
+        return True
+
+    def _refuse_folder(self, command: ssh_client.Command) -> t.NoReturn:
+        command.finish()
+        skipped = [line.removeprefix('skip ') for line in self._lines(command) if line.startswith('skip ')]
         if any('is full' in text for text in skipped):
             raise self.error('SD-402', what='the agent', detail='; '.join(skipped))
-        raise self.error('SD-403', detail='; '.join(skipped) or errors.strip()[-200:] or 'no candidate was given')
+        errors = command.errors.decode('utf-8', 'replace').strip()
+        raise self.error('SD-403', detail='; '.join(skipped) or errors[-200:] or 'no candidate was given')
+
+    def _wait_for_size(self, command: ssh_client.Command, size: int) -> None:
+        line = self._said(command, 'size ')
+        there = line.partition(' ')[2].strip() if line else 'none'
+        if there == str(size):
+            return
+        errors = command.errors.decode('utf-8', 'replace').strip().splitlines()
+        detail = errors[-1] if errors else ''
+        if 'No space left' in detail or 'quota' in detail.lower():
+            raise self.error('SD-402', what='the agent', detail=f'{self._folder}: {detail}')
+        if detail:
+            raise self.error('SD-403', detail=f'{self._folder}: {detail}')
+        raise self.error('SD-408', detail=f'{there} of {size} bytes are there')
 
     def start(self, config: Config) -> Ready:
         """``agent launch`` starts the service and waits until it is ready."""
         self._launched = True
         with self._errors('starting the agent'):
-            line = _words('exec "$1/agent" launch', self._folder)
-            code, output, errors = self._run(line, root=True, data=[config.to_json()], timeout=START_SECONDS + 15)
+            code, output, errors = self._launch(config)
             if not output.strip():
                 detail = (errors.strip().splitlines() or [f'it ended with exit code {code} and no answer'])[-1]
                 if 'No such file' in detail or 'not found' in detail:
@@ -326,10 +351,21 @@ class SshWayIn(WayIn):
                 raise self.error('SD-406', detail=detail)
             return Ready.from_json(output, run=self.run, host=self.target.host)
 
+    def _launch(self, config: Config) -> tuple[int, bytes, str]:
+        command, self._placing = self._placing, None
+        if command is None:
+            line = _words('exec "$1/agent" launch', self._folder)
+            return self._run(line, root=True, data=[config.to_json()], timeout=START_SECONDS + 15)
+        before = command.output.rfind(b'\n') + 1
+        command.write(config.to_json())
+        code = command.finish()
+        return code, bytes(command.output)[before:], command.errors.decode('utf-8', 'replace')
+
     # Removing
 
     def undo(self) -> None:
         """Stops the agent, removes unit and folder: whatever of it this way in made."""
+        self._steps.close()
         if not self._folder:
             return
         with self._errors('taking the agent back'):
@@ -376,4 +412,5 @@ class SshWayIn(WayIn):
 
     def release(self) -> None:
         """Disconnects."""
+        self._steps.close()
         self._client.close()
