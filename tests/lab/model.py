@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import cache, machine, rootfs
+from . import cache, machine, rootfs, wire
 from .commands import tool_environment
 from .domain_controller import DomainController
 from .errors import LabError
@@ -205,6 +206,14 @@ class Lab:
     def exec(self, target: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as root inside a target."""
         return self.target(target).exec(command, **options)
+
+    def slow(self, rate: str) -> contextlib.AbstractContextManager[None]:
+        """Have the controller send at most so much in all: "2mbit", "500kbps" (bytes)."""
+        return wire.slow_lab(self, rate)
+
+    def half_open(self, target: str, port: int, count: int = 1, family: str = "ipv6") -> contextlib.AbstractContextManager[list[socket.socket]]:
+        """Hold so many connections from the controller to a port of a target, on which nothing is ever said."""
+        return self.target(target).half_open(port, count, family)
 
     def snapshot(self, target: str, settle: float = 8.0) -> Snapshot:
         """What is on a target, for `compare`."""
