@@ -21,7 +21,8 @@ from pathlib import Path
 from .errors import LabError
 from .processes import Process
 
-_SYMBOL_TABLE, _STRING_TABLE = 11, 3  # section types SHT_DYNSYM, SHT_STRTAB
+_JUMP = 0xE9  # jmp, with a distance of 32 bits
+_SYMBOL_TABLE = 11  # the type of a section, SHT_DYNSYM
 
 
 def _code(seconds: int) -> dict[str, bytes]:
@@ -96,24 +97,22 @@ def _write(process: Process, place: int, data: bytes) -> None:
         memory.write(data)
 
 
-def _shift(process: Process, seconds: int) -> list[tuple[int, bytes]]:
-    """Have the clock jump in one process; what to write where to undo it."""
+def _shift(process: Process, seconds: int, undo: list[tuple[Process, int, bytes]]) -> None:
+    """Have the clock jump in one process; adds to `undo` what to write where."""
     image = _Image.of(process)
     symbols, room = image.symbols(), image.room()
-    undo = []
     for name, code in _code(seconds).items():
         entry = symbols[name]
-        if image.content[entry] == 0xE9:
+        if image.content[entry] == _JUMP:
             raise LabError(f"the clock of process {process.pid} has jumped already")
         if room + len(code) > len(image.content):
             raise LabError("there is no room in the vDSO")
         _write(process, image.start + room, code)
         # A jump takes five bytes. Eight at an aligned place are written at once; who is inside the function finishes the old code.
         before = image.content[entry : entry + 8]
-        _write(process, image.start + entry, b"\xe9" + struct.pack("<i", room - entry - 5) + before[5:])
-        undo.append((image.start + entry, before))
+        undo.append((process, image.start + entry, before))
+        _write(process, image.start + entry, struct.pack("<Bi", _JUMP, room - entry - 5) + before[5:])
         room += (len(code) + 15) & ~15
-    return undo
 
 
 @contextlib.contextmanager
@@ -121,14 +120,17 @@ def jumped(processes: Iterable[Process], seconds: float) -> Iterator[None]:
     """Have the wall clock of these processes, and of what they fork, differ by so much while the context lasts."""
     if platform.machine() != "x86_64":
         raise LabError("a clock can be made to jump on amd64 only")
-    undo: list[tuple[Process, list[tuple[int, bytes]]]] = []
+    undo: list[tuple[Process, int, bytes]] = []
     try:
         for process in processes:
-            undo.append((process, _shift(process, int(seconds))))
+            try:
+                _shift(process, int(seconds), undo)
+            except (OSError, LabError):
+                if process.alive:
+                    raise
         yield
     finally:
-        for process, places in undo:
-            for place, before in places:
-                with contextlib.suppress(OSError):  # it has ended meanwhile
-                    if process.alive:
-                        _write(process, place, before)
+        for process, place, before in undo:
+            with contextlib.suppress(OSError):
+                if process.alive:
+                    _write(process, place, before)
