@@ -68,6 +68,9 @@ class DomainController(Target):
         command = ["chroot", root, "env", "PASSWD_FD=0", "net", "ads", "join", f"--user={self.user}", "--no-dns-updates"]
         run(["nsenter", f"--net=/run/netns/{host.namespace}", *command], input=f"{self.password()}\n")
 
+    def event_log(self) -> list[str]:
+        return []  # no agent is ever put on it
+
     def answers(self) -> bool:
         # Kerberos, and LDAP, which `net ads join` asks.
         return self.can_connect(88) and self.can_connect(389)

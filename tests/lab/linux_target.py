@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from . import disk
 from .commands import run
 from .errors import LabError
 from .rootfs import RootFileSystem, linux
@@ -70,6 +72,13 @@ class LinuxTarget(Target):
         names = [self.addresses.as_seen_from_the_lab(family) for family in ("ipv6", "ipv4", "link-local")]
         keys = (self.folder / "host_keys").read_text().split("\n")
         return [f"{','.join(names)} {key}" for key in keys if key]
+
+    def read_only(self, path: str) -> AbstractContextManager[None]:
+        """Have an empty file system that takes no writing at a path; what was there is out of sight."""
+        return disk.read_only_place(self, path)
+
+    def event_log(self) -> list[str]:
+        return self.exec(["journalctl", "--no-pager", "--quiet", "--identifier=sojourn-agent", "--output=cat"]).stdout.splitlines()
 
     def answers(self) -> bool:
         return self.greeting(22).startswith(b"SSH-")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from . import cache, machine, rootfs
+from . import cache, machine, rootfs, wire
 from .commands import tool_environment
 from .domain_controller import DomainController
 from .errors import LabError
@@ -116,12 +117,14 @@ class Lab:
             raise LabError(f"lab {self.name!r} is there already; `lab.py down --name {self.name}` removes it")
         prepare(linux=linux > 0, windows=windows > 0, domain=domain)
         try:
-            self.folder.mkdir(parents=True, mode=0o700)
+            with cache.lock(machine.lock_file()):  # another lab's `down` may be removing the folder of all
+                self.folder.mkdir(parents=True, mode=0o700)
             (self.folder / "lab.json").write_text(json.dumps({"linux": linux, "windows": windows, "firewall": firewall, "domain": domain}))
             secret = self.folder / "credentials.json"
             secret.touch(mode=0o600)
             secret.write_text(json.dumps({name: target.new_passwords() for name, target in self.targets.items()}))
-            self.network.up({name: target.number for name, target in self.targets.items()})
+            with cache.lock(machine.lock_file()):
+                self.network.up({name: target.number for name, target in self.targets.items()})
             if controller := self.domain_controller:  # the others join its domain before they boot
                 controller.start()
                 controller.wait_until_up()
@@ -171,13 +174,14 @@ class Lab:
         for process in in_networks(self.network.existing()):
             if process.pid not in spared:
                 process.end()
-        remove_cgroups(self.name)
         with cache.lock(machine.lock_file()):
+            remove_cgroups(self.name)
             self.network.down()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        for path in (STATE, Path(rootfs.NSPAWN_NOTES), Path(rootfs.NSPAWN_NOTES).parent):
+            shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
-                path.rmdir()  # only when it is empty: this was the last lab
+                STATE.rmdir()  # only when it is empty: this was the last lab
+                for path in (Path(rootfs.NSPAWN_NOTES), Path(rootfs.NSPAWN_NOTES).parent):
+                    path.rmdir()
         for cached in ("settings", "credentials", "targets"):
             self.__dict__.pop(cached, None)
 
@@ -205,6 +209,14 @@ class Lab:
     def exec(self, target: str, command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command as root inside a target."""
         return self.target(target).exec(command, **options)
+
+    def slow(self, rate: str) -> contextlib.AbstractContextManager[None]:
+        """Have the controller send at most so much in all: "2mbit", "500kbps" (bytes)."""
+        return wire.slow_lab(self, rate)
+
+    def half_open(self, target: str, port: int, count: int = 1, family: str = "ipv6") -> contextlib.AbstractContextManager[list[socket.socket]]:
+        """Hold so many connections from the controller to a port of a target, on which nothing is ever said."""
+        return self.target(target).half_open(port, count, family)
 
     def snapshot(self, target: str, settle: float = 8.0) -> Snapshot:
         """What is on a target, for `compare`."""

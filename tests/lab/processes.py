@@ -60,6 +60,20 @@ class Process:
             return (PROC / str(self.pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
         return ""
 
+    @property
+    def name(self) -> str:
+        """The kernel's name for it."""
+        with contextlib.suppress(OSError):
+            return (PROC / str(self.pid) / "comm").read_text().rstrip("\n")
+        return ""
+
+    @property
+    def is_windows(self) -> bool:
+        """Whether it is a 64-bit Windows program under Wine."""
+        with contextlib.suppress(OSError):
+            return os.readlink(PROC / str(self.pid) / "exe").endswith(("/wine64", "/wine64-preloader"))
+        return False
+
     def children(self) -> list[int]:
         """The ids of its children."""
         with contextlib.suppress(OSError):
@@ -112,6 +126,16 @@ def with_arguments(*words: str) -> list[Process]:
                 if wanted in (entry / "cmdline").read_bytes() and (process := Process.find(int(entry.name))):
                     found.append(process)
     return found
+
+
+def of_leader(pid: int) -> Iterator[Process]:
+    """Every process that has the same numbering as this one: all of a container, when it is its first."""
+    wanted = (PROC / str(pid) / "ns/pid").stat().st_ino
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "ns/pid").stat().st_ino == wanted and (process := Process.find(int(entry.name))):
+                    yield process
 
 
 def cgroup_roots() -> list[Path]:

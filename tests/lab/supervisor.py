@@ -19,6 +19,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from . import cache, machine
 from .commands import tool_environment
 from .errors import LabError
 from .model import Lab
@@ -46,7 +47,8 @@ class Supervisor:
 
     def run(self) -> None:
         """Until TERM."""
-        join_cgroups(self.target.lab.name, self.target.name)
+        with cache.lock(machine.lock_file()):  # another lab's `down` may be removing the group of all
+            join_cgroups(self.target.lab.name, self.target.name)
         own_mounts()
         Path(NSPAWN_NOTES).mkdir(parents=True, exist_ok=True)
         mount("tmpfs", NSPAWN_NOTES, "tmpfs")

@@ -6,19 +6,23 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from . import clock, disk, wire
 from .commands import run, tool_environment
 from .errors import LabError
+from .firewall_tool import FirewallTool, firewall_tool
 from .namespaces import connect
 from .network import Addresses
-from .processes import Process
+from .processes import Process, of_leader
 from .rootfs import Addition, RootFileSystem
 from .waiting import wait_for, wait_for_exit
 
@@ -179,6 +183,54 @@ class Target(ABC):
                 return wire.recv(size)
         except OSError:
             return b""
+
+    # Faults. Each context manager undoes what it did, however it ends; on a target that was restarted meanwhile there may be nothing left to undo
+
+    def cut_off(self) -> AbstractContextManager[None]:
+        """Lose whatever is sent between the controller and this target."""
+        return wire.cut_off(self)
+
+    def slow(self, rate: str) -> AbstractContextManager[None]:
+        """Have the controller send at most so much to this target: "2mbit", "500kbps" (bytes)."""
+        return wire.slow_target(self, rate)
+
+    def reset_connections(self, port: int) -> int:
+        """Reset every established TCP connection to a port of this target, now; how many there were."""
+        return wire.reset_connections(self, port)
+
+    def half_open(self, port: int, count: int = 1, family: str = "ipv6") -> AbstractContextManager[list[socket.socket]]:
+        """Hold so many connections from the controller to a port, on which nothing is ever said."""
+        return wire.half_open(self.lab, self, port, count, family)
+
+    def firewall_tool(self, *, fails: str | None = None, holds: str | None = None) -> AbstractContextManager[FirewallTool]:
+        """Have its own firewall tool fail, or not return until the context ends, when a rule is to be added ("open") or deleted ("close").
+
+        `wait_held()` of what it gives returns once a call is being held.
+        """
+        return firewall_tool(self, fails, holds)
+
+    def fill_disk(self, leave_bytes: int = 0, at: str | None = None) -> AbstractContextManager[None]:
+        """Leave so many bytes free on its disk; `at` is the place of another file system, such as a Linux target's /tmp."""
+        return disk.filled(self, leave_bytes, at)
+
+    def jump_clock(self, seconds: float, *processes: Process) -> AbstractContextManager[None]:
+        """Have the wall clock of these processes of the target differ by so much."""
+        if not processes:
+            raise LabError("whose clock is to jump? processes_of(run) are an agent's")
+        return clock.jumped(processes, seconds)
+
+    @abstractmethod
+    def event_log(self) -> list[str]:
+        """What the agent wrote to the system's log, in order."""
+
+    def processes(self) -> Iterator[Process]:
+        """Every process of the target."""
+        leader = self.leader
+        return of_leader(leader.pid) if leader else iter(())
+
+    def processes_of(self, run: str) -> list[Process]:
+        """The processes of a run's agent: those whose command line has the run's id in it."""
+        return [process for process in self.processes() if f"sojourn-{run}" in process.command]
 
     # Inside
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+import socket
+import subprocess
 import sys
 import time
 import uuid
@@ -19,7 +22,9 @@ from tests.lab.inventory import inventory
 from tests.lab.linux_target import FIREWALLS, LinuxTarget
 from tests.lab.model import leftovers
 from tests.lab.namespaces import connect, inside
+from tests.lab.processes import Process
 from tests.lab.snapshot import PACKAGE_MANAGERS
+from tests.lab.target import Target
 from tests.lab.waiting import wait_for, wait_for_exit
 from tests.lab.windows_target import WindowsTarget
 
@@ -507,3 +512,292 @@ def test_it_can_tell_another_version(lab: Lab, windows: WindowsTarget) -> None:
         Client(lab, windows).close()
     windows.reset()
     assert told == [(10, 0, 19043), (5, 1, 2600)]
+
+
+# Faults. Each shows what the lever does, and that nothing of it is left afterwards.
+
+
+def reachable(target: Target) -> list[bool]:
+    return [target.can_connect(family=family) for family in FAMILIES]
+
+
+@pytest.mark.parametrize("name", ["linux1", "windows1"])
+def test_a_cut_wire_loses_what_is_sent(lab: Lab, name: str) -> None:
+    target = lab.target(name)
+    with target.cut_off():
+        assert reachable(target) == [False] * 3
+        assert target.can_connect(source="stranger")
+        assert all(other.can_connect() for other in lab.targets.values() if other is not target)
+    assert reachable(target) == [True] * 3
+    with pytest.raises(RuntimeError), target.cut_off():
+        raise RuntimeError
+    assert target.can_connect()
+
+
+def test_what_was_lost_is_sent_again(lab: Lab, linux: LinuxTarget) -> None:
+    with connect(lab.network.namespace("controller"), linux.addresses.ula, 22) as wire:
+        assert wire.recv(1000).startswith(b"SSH-")
+        with linux.cut_off():
+            wire.sendall(b"SSH-2.0-selfcheck\r\n")
+            wire.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                wire.recv(1)
+        wire.settimeout(10)
+        assert wire.recv(1)
+
+
+@pytest.fixture
+def sink(lab: Lab, linux: LinuxTarget) -> Iterator[Callable[[], float]]:
+    """Sends 500 kB to the Linux target; the seconds that it took."""
+    script = "import socket; s = socket.create_server(('::', 4444), family=10)\nwhile True:\n c = s.accept()[0]\n while c.recv(1 << 16): pass\n c.close()"
+    linux.exec(["systemd-run", "--quiet", "--unit=sink", "python3", "-c", script])
+    linux.exec(["nft", "insert", "rule", "inet", "filter", "input", "tcp", "dport", "4444", "accept", "comment", "sink"])
+
+    def send() -> float:
+        began = time.monotonic()
+        with connect(lab.network.namespace("controller"), linux.addresses.ula, 4444) as wire:
+            wire.settimeout(20)
+            wire.sendall(bytes(500_000))
+            wire.shutdown(socket.SHUT_WR)
+            assert wire.recv(1) == b""  # it has all of it
+        return time.monotonic() - began
+
+    wait_for("the sink to listen", lambda: linux.can_connect(4444), 10)
+    yield send
+    linux.reset()
+
+
+def test_sending_is_slowed(lab: Lab, linux: LinuxTarget, windows: WindowsTarget, sink: Callable[[], float]) -> None:
+    def slowed(lever: contextlib.AbstractContextManager[None]) -> bool:
+        with lever:
+            return sink() > 1.4  # 2 s by the arithmetic, less what is sent in one go
+
+    # Its own slowness before and after shows that it was the lever; the two may be nested.
+    assert sink() < 1
+    with windows.slow("1kbit"):
+        assert sink() < 1
+        assert slowed(linux.slow("2mbit"))
+    assert slowed(lab.slow("250kbps"))
+    assert sink() < 1
+    assert "htb" not in run(lab.inside("controller", ["tc", "qdisc"])).stdout
+    with pytest.raises(LabError, match="written like"):
+        slowed(lab.slow("fast"))
+
+
+@pytest.mark.parametrize("name", ["linux1", "windows1"])
+def test_connections_are_reset(lab: Lab, name: str) -> None:
+    target = lab.target(name)
+    with target.half_open(target.port, 3, "ipv4") as ours, lab.half_open(name, target.port) as more:
+        assert target.reset_connections(9) == 0
+        assert target.reset_connections(target.port) == 4
+        for wire in ours + more:
+            with contextlib.suppress(TimeoutError), pytest.raises(ConnectionResetError):
+                while wire.recv(100):  # what had come before
+                    pass
+    assert target.can_connect()
+
+
+def test_connections_on_which_nothing_is_said(linux: LinuxTarget) -> None:
+    def established() -> int:
+        return len(linux.exec(["ss", "-Hnt", "state", "established", "sport = :22"]).stdout.splitlines())
+
+    with linux.half_open(22, 7):
+        wait_for("sshd to have taken all", lambda: established() == 7, 5)
+    wait_for("sshd to let go of all", lambda: established() == 0, 10)
+
+
+@contextlib.contextmanager
+def two_clocks(target: Target, command: list[str]) -> Iterator[tuple[Callable[[], tuple[float, float]], Process]]:
+    """A program of the target that tells its wall clock and its monotonic one, as often as it is asked; and its process."""
+    program = subprocess.Popen(target.inside(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdin and program.stdout
+
+    def ask() -> tuple[float, float]:
+        program.stdin.write("\n")
+        program.stdin.flush()
+        wall, monotonic = program.stdout.readline().split()
+        return float(wall) - time.time(), float(monotonic) - time.monotonic()
+
+    try:
+        ask()
+        yield ask, max((found for found in target.processes() if command[-1] in found.command), key=lambda found: found.began)
+    finally:
+        program.stdin.close()
+        program.wait(10)
+        program.stdout.close()
+
+
+def test_the_wall_clock_jumps_on_linux(linux: LinuxTarget) -> None:
+    script = "import sys, time\nfor line in sys.stdin: print(time.time(), time.monotonic(), flush=True)"
+    with two_clocks(linux, ["python3", "-c", script]) as (ask, process):
+        for seconds in (86_400 * 400, -3600):
+            with linux.jump_clock(seconds, process):
+                wall, monotonic = ask()
+                assert abs(wall - seconds) < 1 and abs(monotonic) < 1
+                assert abs(float(linux.exec(["date", "+%s"]).stdout) - time.time()) < 2
+                with pytest.raises(LabError, match="jumped already"), linux.jump_clock(1, process):
+                    pass
+            assert abs(ask()[0]) < 1
+
+
+def test_the_wall_clock_jumps_on_windows(windows: WindowsTarget) -> None:
+    put(windows, "exe", "clocks.exe")
+    with two_clocks(windows, ["wine", r"C:\clocks.exe", "--clocks"]) as (ask, _):
+        ticks = ask()[1]  # since Windows began
+        with windows.jump_clock(86_400 * 400):
+            wait_for("the jump", lambda: abs(ask()[0] - 86_400 * 400) < 2, 5)
+            assert abs(ask()[1] - ticks) < 1
+            # One that is started afterwards as well, if it reads the clock where Go does.
+            with two_clocks(windows, ["wine", r"C:\clocks.exe", "--clocks"]) as (ask_another, _):
+                assert abs(ask_another()[0] - 86_400 * 400) < 2
+        wait_for("the jump back", lambda: abs(ask()[0]) < 2, 5)
+    windows.exec(["rm", f"{C}/clocks.exe"])
+
+
+def test_the_disk_is_full(linux: LinuxTarget, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    def write(target: Target, place: str, size: int) -> bool:
+        done = target.exec(["sh", "-c", f"head -c {size} /dev/zero > {place}/filled; code=$?; rm {place}/filled; exit $code"], check=False)
+        return done.returncode == 0
+
+    for target, place, at in ((linux, "/var", None), (linux, "/tmp", "/tmp"), (windows, C, None)):
+        with target.fill_disk(100_000, at=at):
+            assert write(target, place, 50_000) and not write(target, place, 200_000)
+        assert write(target, place, 200_000)
+        assert unchanged(target.name) == []
+    with pytest.raises(LabError, match="nothing is mounted"), linux.fill_disk(at="/var"):
+        pass
+
+
+def test_a_place_takes_no_writing_on_linux(linux: LinuxTarget, unchanged: Callable[..., list[str]]) -> None:
+    for place in ("/var/tmp", "/mnt/new"):
+        with linux.read_only(place):
+            assert "Read-only" in linux.exec(["touch", f"{place}/x"], check=False).stderr
+    assert unchanged("linux1") == []
+
+
+def test_admin_takes_no_writing(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    from smbprotocol.exceptions import AccessDenied
+
+    with windows.read_only():
+        client = Client(lab, windows)
+        with pytest.raises(AccessDenied):
+            client.open(client.share("ADMIN$"), "x.txt", READ_WRITE, CREATE)
+        client.open(client.share("C$"), "x.txt", READ_WRITE, CREATE).close()
+        client.close()
+    client = Client(lab, windows)
+    client.open(client.share("ADMIN$"), "x.txt", READ_WRITE, CREATE).close()
+    client.close()
+    windows.exec(["rm", f"{C}/x.txt", f"{C}/windows/x.txt"])
+    assert unchanged("windows1") == []
+
+
+TOOLS = {
+    "nft": (
+        [*("nft", "insert", "rule", "inet", "filter", "input", "tcp", "dport", "9", "accept", "comment", "lever")],
+        ["sh", "-c", "nft delete rule inet filter input handle $(nft -a list ruleset | sed -n 's/.*\"lever\" # handle //p')"],
+        [*("nft", "list", "ruleset")],
+    ),
+    "nft by script": (
+        ["sh", "-c", "echo 'add rule inet filter input tcp dport 9 accept comment \"lever\"' | nft -f -"],
+        ["sh", "-c", "echo delete rule inet filter input handle $(nft -a list ruleset | sed -n 's/.*\"lever\" # handle //p') | nft --file -"],
+        [*("nft", "list", "ruleset")],
+    ),
+    "ip6tables": (
+        [*("ip6tables-legacy", "-w", "-I", "INPUT", "-p", "tcp", "--dport", "9", "-m", "comment", "--comment", "lever", "-j", "ACCEPT")],
+        [*("ip6tables-legacy", "-w", "-D", "INPUT", "-p", "tcp", "--dport", "9", "-m", "comment", "--comment", "lever", "-j", "ACCEPT")],
+        [*("ip6tables-legacy", "-S")],
+    ),
+    "netsh": (
+        [*("wine", "netsh", "advfirewall", "firewall", "add", "rule", "name=lever", "dir=in", "action=allow", "protocol=TCP", "localport=9")],
+        [*("wine", "netsh", "advfirewall", "firewall", "delete", "rule", "name=lever")],
+        [*("wine", "netsh", "advfirewall", "firewall", "show", "rule", "name=all")],
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_firewall_tool_fails_or_hangs(lab: Lab, tool: str) -> None:
+    target = lab.target("windows1" if tool == "netsh" else "linux1")
+    opens, closes, shows = TOOLS[tool]
+    before = lab.snapshot(target.name)
+
+    def there() -> bool:
+        return "lever" in target.exec(shows, check=False).stdout
+
+    def works(command: list[str]) -> bool:
+        return target.exec(command, check=False).returncode == 0
+
+    with target.firewall_tool(fails="open"):
+        assert not works(opens) and not there()
+    assert works(opens) and there()
+    with target.firewall_tool(fails="close"):
+        assert not works(closes) and there()
+    for what, command in (("close", closes), ("open", opens)):
+        with target.firewall_tool(holds=what) as lever:
+            called = subprocess.Popen(target.inside(command), stdout=subprocess.DEVNULL)
+            assert tool.split()[0] in lever.wait_held()
+            assert called.poll() is None and there() == (what == "close")
+        assert called.wait(20) == 0 and there() == (what == "open")
+    with target.firewall_tool(holds="open") as lever:
+        assert works(closes) and not there()
+        with pytest.raises(LabError, match="gave up"):
+            lever.wait_held(0.1)
+    expected = ["firewall rules: legacy6 *"] if tool == "ip6tables" else []  # the table that the first rule made
+    assert [str(difference) for difference in compare(before, lab.snapshot(target.name), expected)] == []
+    if expected:
+        target.reset()
+
+
+def test_a_deleted_service_stays_while_somebody_holds_it(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    def sc(*words: str) -> int:
+        return windows.exec(["wine", "sc", *words], check=False).returncode
+
+    assert sc("create", "held", "binPath=", r"C:\none.exe") == 0
+    with windows.hold_service("held"):
+        assert sc("delete", "held") == 0
+        assert sc("delete", "held") == 1072 & 255  # marked for deletion
+        assert sc("query", "held") == 0
+    assert sc("query", "held") == 1060 & 255
+    with pytest.raises(LabError, match="can't be held"), windows.hold_service("held"):
+        pass
+    assert unchanged("windows1") == []
+
+
+def test_a_file_that_is_open_is_nobody_elses(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    client = Client(lab, windows)
+    windows.exec(["sh", "-c", f"echo x > {C}/windows/locked.txt"])
+    admin = client.share("ADMIN$")
+    remove = ["wine", "cmd", "/c", r"del C:\windows\locked.txt"]
+    with windows.lock_file(r"C:\windows\locked.txt"):
+        assert "violation" in windows.exec(remove).stderr
+        assert delete(client, admin, "locked.txt") == "SharingViolation"
+        windows.exec(["test", "-e", f"{C}/windows/locked.txt"])
+    with windows.lock_file(r"C:\windows\locked.txt", over_smb=False):
+        assert delete(client, admin, "locked.txt") == ""
+    client.close()
+    assert unchanged("windows1") == []
+
+
+def test_events_are_read_on_linux(linux: LinuxTarget) -> None:
+    linux.exec(["logger", "--tag", "sojourn-agent", "größer"])
+    linux.exec(["logger", "--tag", "another", "kleiner"])
+    wait_for("the journal", lambda: linux.event_log() == ["größer"], 5)
+
+
+def test_events_are_read_on_windows(windows: WindowsTarget) -> None:
+    put(windows, "exe", "event.exe")
+    text = 'größer, "汉语": C:\\x'
+    binary = r'C:\event.exe --service --event "größer, \"汉语\": C:\x"'
+    windows.exec(["wine", "sc", "create", "event", "binPath=", binary])
+    windows.exec(["wine", "sc", "start", "event"])
+    wait_for("the event", lambda: windows.event_log() == [text], 10)
+    windows.exec(["sh", "-c", f"wine sc stop event; wine sc delete event; rm {C}/event.exe"])
+
+
+def test_processes_of_a_run(linux: LinuxTarget) -> None:
+    assert linux.processes_of("0123456789ab") == []
+    linux.exec(["systemd-run", "--quiet", "--unit=of-a-run", "sh", "-c", "sleep 600 # sojourn-0123456789ab"])
+    (process,) = linux.processes_of("0123456789ab")
+    assert process.name in ("sh", "sleep")
+    process.end()
+    linux.exec(["systemctl", "reset-failed", "of-a-run"], check=False)

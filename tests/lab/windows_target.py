@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
+from . import clock, windows_faults
 from .commands import run
 from .domain_controller import DOMAIN, REALM
+from .errors import LabError
+from .processes import Process
 from .programs import windows_programs
 from .rootfs import HERE, Addition, RootFileSystem, domain, windows
 from .target import Target
@@ -66,6 +71,39 @@ class WindowsTarget(Target):
     def answers(self) -> bool:
         # smbd is started only after the bridge has reached Wine's services.exe: see sojourn-lab-windows.service.
         return self.can_connect()
+
+    def jump_clock(self, seconds: float, *processes: Process) -> AbstractContextManager[None]:
+        """Have the wall clock of Windows differ by so much: for each program that reads it where the wineserver writes it, as Go's do.
+
+        Programs that ask Wine instead see it if they are among these processes; none named: if they run by now.
+        """
+        found = list(self.processes())
+        server = [process for process in found if process.name.startswith("wineserver")]
+        if not server:
+            raise LabError(f"no wineserver runs on {self.name}")
+        return clock.jumped([*server, *(processes or (process for process in found if process.is_windows))], seconds)
+
+    def hold_service(self, name: str) -> AbstractContextManager[None]:
+        """Have a Windows program keep a handle to a service: deleted, it stays, marked for deletion, until the context ends."""
+        return windows_faults.held(self, "service", name)
+
+    @contextlib.contextmanager
+    def lock_file(self, path: str, over_smb: bool = True) -> Iterator[None]:
+        r"""Have a file, C:\folder\file, open without sharing it, so that no Windows program can delete it, nor anyone over SMB."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(windows_faults.held(self, "file", path))
+            if over_smb:
+                stack.enter_context(windows_faults.open_over_smb(self, path))
+            yield
+
+    def read_only(self) -> AbstractContextManager[None]:
+        """Have ADMIN$ take no writing, for who connects to it from now on."""
+        return windows_faults.read_only_admin(self)
+
+    def event_log(self) -> list[str]:
+        """Every event that a program of the session (a service, and what it starts) has reported since the boot, in order."""
+        lines = self.exec(["journalctl", "--no-pager", "--quiet", "--boot", "--unit=sojourn-lab-windows.service", "--output=cat"])
+        return windows_faults.logged_events(lines.stdout.splitlines())
 
     def pretend_version(self, version: str) -> None:
         """Have the SMB server tell another Windows version, such as 5.1.2600, when someone logs on; until `reset`.

@@ -11,6 +11,8 @@
 //	--daemon SECONDS     leave a process behind that waits so long
 //	--job N SECONDS      run --tree in a job object, and terminate the job after SECONDS
 //	--write FILE         write a file
+//	--event TEXT         write an error to the event log, with the source sojourn-demo
+//	--clocks             for each line of standard input, print the seconds of the wall clock (since 1970) and of the tick count
 //	--listen PORT        accept TCP connections, answer each with "sojourn-demo\n"; until ended
 //	--pipe NAME          serve the named pipe \\.\pipe\NAME, answering each line with the same line; until ended
 //	--service            run as a Windows service until stopped; the options after it are done once it runs
@@ -30,6 +32,7 @@ import (
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc"
+	"golang.org/x/sys/windows/svc/eventlog"
 )
 
 func main() {
@@ -73,6 +76,13 @@ func main() {
 			job(depth, seconds(text))
 		case "--write":
 			check(os.WriteFile(next(), []byte("written\r\n"), 0o644))
+		case "--event":
+			check(event(next()))
+		case "--clocks":
+			for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+				ticks, _, _ := tickCount.Call()
+				fmt.Printf("%d %.3f\n", time.Now().Unix(), float64(ticks)/1000)
+			}
 		case "--listen":
 			listen(next())
 		case "--pipe":
@@ -115,6 +125,17 @@ func self() string {
 	path, err := os.Executable()
 	check(err)
 	return path
+}
+
+var tickCount = windows.NewLazySystemDLL("kernel32.dll").NewProc("GetTickCount64")
+
+func event(text string) error {
+	log, err := eventlog.Open("sojourn-demo")
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	return log.Error(1, text)
 }
 
 // tree waits, with a chain of processes below that wait as well.

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/windows/registry"
 
 	"sojourn.lab/programs/internal/firewall"
+	"sojourn.lab/programs/internal/host"
 )
 
 var errNone = errors.New("No rules match the specified criteria.")
@@ -73,8 +74,14 @@ func run(words []string) error {
 	}
 	switch {
 	case starts("advfirewall", "firewall", "add", "rule"):
+		if err := allowed("open", words); err != nil {
+			return err
+		}
 		return add(words[4:])
 	case starts("advfirewall", "firewall", "delete", "rule"):
+		if err := allowed("close", words); err != nil {
+			return err
+		}
 		return remove(words[4:])
 	case starts("advfirewall", "firewall", "show", "rule"):
 		return show(words[4:])
@@ -82,6 +89,15 @@ func run(words []string) error {
 		return profiles(lower[2])
 	}
 	return fmt.Errorf("The following command was not found: %s.", strings.Join(words, " "))
+}
+
+// allowed returns when a test lets this go on, or with the error that a test wants: see firewall_tool.py.
+func allowed(what string, words []string) error {
+	answer, err := host.Wait(map[string]any{"firewall_tool": what, "words": strings.Join(words, " ")})
+	if err == nil && answer != "ok" {
+		err = errors.New(answer)
+	}
+	return err
 }
 
 // options reads NAME=VALUE words; netsh takes the names in any case.

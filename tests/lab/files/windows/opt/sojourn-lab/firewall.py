@@ -1,10 +1,16 @@
-"""Loads into nft what the stand-in netsh.exe keeps in the registry."""
+"""Loads into nft what the stand-in netsh.exe keeps in the registry; and has netsh.exe fail or hang when a test wants it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
+import os
+from pathlib import Path
+
+# What a test wants: see firewall_tool.py of the lab.
+LEVER = Path("/run/sojourn-lab/firewall")
 
 
 def ruleset(rules: list[dict]) -> str:
@@ -41,3 +47,21 @@ async def apply(rules: list[dict]) -> str:
     )
     said, _ = await nft.communicate(ruleset(rules).encode())
     return "ok" if nft.returncode == 0 else f"error {json.dumps(said.decode(errors='replace')[:500])}"
+
+
+async def allowed(what: str, words: str) -> str:
+    """ "ok" once netsh may add ("open") or delete ("close") a rule; else why it can't."""
+    try:
+        mode = (LEVER / "mode").read_text().strip()
+    except FileNotFoundError:
+        return "ok"
+    if mode == f"fails {what}":
+        return "The requested operation requires elevation (Run as administrator)."
+    if mode == f"holds {what}":
+        with contextlib.suppress(OSError):  # nobody reads any more: the test has ended
+            calls = os.open(LEVER / "calls", os.O_WRONLY | os.O_NONBLOCK)
+            os.write(calls, f"netsh {words}\n".encode())
+            os.close(calls)
+        gate = await asyncio.create_subprocess_exec("flock", "--shared", LEVER / "gate", "true", stderr=asyncio.subprocess.DEVNULL)
+        await gate.wait()
+    return "ok"

@@ -3,6 +3,7 @@
 Wine's programs ask on 127.0.0.1:47001, one line of JSON a connection, answered by one line:
 
     {"firewall": [RULE, ...]}                         from netsh.exe: have these rules in force
+    {"firewall_tool": "open", "words": "..."}         from netsh.exe before it adds or deletes ("close") a rule: may it?
     {"shutdown": {"restart": true, "seconds": 30}}    from shutdown.exe
     {"abort": true}                                   from shutdown.exe /a
 """
@@ -107,6 +108,8 @@ class Session:
     async def _do(self, request: dict) -> str:
         if "firewall" in request:
             return await firewall.apply(request["firewall"])
+        if "firewall_tool" in request:
+            return await firewall.allowed(request["firewall_tool"], request["words"])
         if "shutdown" in request:
             return self.power.shutdown(request["shutdown"]["restart"], request["shutdown"]["seconds"])
         if "abort" in request:

@@ -1,0 +1,140 @@
+"""A target's firewall tool that fails, or hangs, when a rule is to be added or taken back; whatever else it is asked, it does.
+
+On Linux a script is mounted over each tool. On Windows the stand-in netsh.exe asks session.py first, which goes by the
+same folder. Both tell of a call that they hold through a FIFO, and hold it by waiting for a lock that the lab's own
+process has: it is freed when the context ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .disk import unmount
+from .errors import LabError
+
+if TYPE_CHECKING:
+    from .target import Target
+
+PLACE = "/run/sojourn-lab/firewall"
+_SENTENCE = "Operation not permitted: the lab has it fail"
+
+_TOOLS = ("/usr/sbin/nft", "/usr/sbin/ufw", "/usr/bin/firewall-cmd", "/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi")
+
+# Over every file that is a firewall tool; a tool of several names goes by the one it is called by.
+_WRAPPER = f"""#!/bin/sh
+# Stands before a firewall tool while a test has it fail or hang: firewall_tool.py of the lab.
+place={PLACE}
+name=${{0##*/}}
+words=" $* "
+case $name:$words in
+    nft:*" -f "* | nft:*" --file "*)
+        while [ $# -gt 0 ]; do file=$1; shift; case $file in -f | --file) file=$1; break ;; esac; done
+        [ "$file" = - ] && file=/dev/stdin
+        script=$(cat "$file")
+        words=" $(printf %s "$script" | tr '\\n;' '  ') "
+        set -- -f -
+        ;;
+esac
+forward() {{
+    if [ "${{script+set}}" ]; then printf '%s\\n' "$script" | "$@"; exit; fi
+    exec "$@"
+}}
+what=
+case $name in
+    nft) case $words in
+        *" insert rule "* | *" add rule "* | *" add element "*) what=open ;;
+        *" delete rule "* | *" delete element "*) what=close ;;
+    esac ;;
+    ip*tables*) case $words in
+        *" -I "* | *" -A "* | *" --insert "* | *" --append "*) what=open ;;
+        *" -D "* | *" --delete "*) what=close ;;
+    esac ;;
+    ufw) case $words in *" delete "*) what=close ;; *" allow "*) what=open ;; esac ;;
+    firewall-cmd) case $words in *" --add-"*) what=open ;; *" --remove-"*) what=close ;; esac ;;
+esac
+case "$(cat $place/mode 2> /dev/null)" in
+    "fails $what")
+        echo "$name: {_SENTENCE}" >&2
+        exit 1
+        ;;
+    "holds $what")
+        echo "$name$words" > $place/calls
+        flock --shared $place/gate true
+        forward "$0" "$@" # by now the tool itself is there again
+        ;;
+esac
+forward $place/real/$name "$@"
+"""
+# The tools are copied, not mounted elsewhere: a copy needs no undoing in an order of its own.
+_PUT_BEFORE = f"""
+set -eu
+mkdir {PLACE}/real
+cat > {PLACE}/wrapper
+chmod 755 {PLACE}/wrapper
+for tool in {" ".join(_TOOLS)}; do
+    cp $tool {PLACE}/real/
+    mount --bind {PLACE}/wrapper $tool
+done
+for name in /usr/sbin/ip*tables*; do
+    file=$(readlink -f $name)
+    case $file in */xtables-*-multi) ln -sf ${{file##*/}} {PLACE}/real/${{name##*/}} ;; esac
+done
+"""
+
+
+@dataclass(frozen=True)
+class FirewallTool:
+    """The lever while it is laid."""
+
+    calls: int
+
+    def wait_held(self, timeout: float = 30) -> str:
+        """Return once a call is being held (one that no earlier wait told of); its words."""
+        if not select.select([self.calls], [], [], timeout)[0]:
+            raise LabError(f"gave up after {timeout:.0f} s waiting for the firewall tool to be called")
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(self.calls, 1)
+        return line.decode(errors="replace").strip()
+
+
+@contextlib.contextmanager
+def firewall_tool(target: Target, fails: str | None, holds: str | None) -> Iterator[FirewallTool]:
+    """Have it fail or hang at "open" or "close" while the context lasts. Held calls go on when it ends."""
+    if (fails is None) == (holds is None) or (fails or holds) not in ("open", "close"):
+        raise LabError('one of fails and holds is "open" or "close"')
+    leader = target.leader
+    if not leader:
+        raise LabError(f"{target.name} is not running")
+    folder = Path(f"/proc/{leader.pid}/root{PLACE}")
+    if folder.exists():
+        raise LabError(f"{target.name}'s firewall tool is in other hands already")
+    folder.mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, folder)
+        os.mkfifo(folder / "calls")
+        # For both: what writes to it needs no reader that comes and goes.
+        calls = os.open(folder / "calls", os.O_RDWR | os.O_NONBLOCK)
+        stack.callback(os.close, calls)
+        gate = stack.enter_context(open(folder / "gate", "w"))
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        (folder / "mode").write_text(f"fails {fails}\n" if fails else f"holds {holds}\n")
+        if target.kind == "linux":
+            stack.callback(unmount, target, *_TOOLS)
+            target.exec(["sh", "-c", _PUT_BEFORE], input=_WRAPPER)
+        yield FirewallTool(calls)
+        (folder / "mode").unlink(missing_ok=True)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # gone with the container that it was in
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()  # on Windows the session has more in it
