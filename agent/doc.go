@@ -4,6 +4,7 @@
 // Usage:
 //
 //	agent serve      be the service; on Windows the service control manager starts it so
+//	agent guard      be the agent's guard, which the agent itself starts
 //	agent launch     on Linux: read the config on standard input, start the service, print ready (or the error) and end
 //	agent version    print the version of the collection that it was built from
 //
@@ -16,13 +17,19 @@
 //
 // It lives as long as its lease is renewed. At the lease's end, after a Shutdown, and when the service manager stops it, it
 // lets running programs finish (except those that were said to be safe to kill; the service manager's patience has a limit),
-// closes its firewall rules, deletes its service and its folder, and ends. Nothing of it is left.
+// closes its firewall rules, deletes its service and its folder, and ends. Nothing of it is left. An end that nobody asked for
+// is written into the target's own log: syslog, or the Application event log.
+//
+// While it lives it keeps lease.json up to date in its folder, by which agents of other runs tell it from a dead one; it opens
+// its rules again where a reload of the firewall dropped them; and it has a guard, a second process of the same executable,
+// that takes back what it leaves if it is killed.
 //
 //   - Windows: an own-process service of LocalSystem in %SystemRoot%\sojourn-<run>, with config.json and ready.json. It starts
 //     again after a reboot, with a new key pair, and then writes ready.json anew. A running executable cannot be deleted
 //     there: a cmd.exe that waits for the agent's end does it.
 //   - Linux: a transient systemd unit sojourn-<run>, or a plain daemon where systemd does not run. The executable unlinks
-//     itself once running; only the empty folder, mode 0700, is on the disk. A reboot ends it for good.
+//     itself once running; only the folder, mode 0700, is on the disk. A reboot ends it for good, and with systemd, by a file
+//     in /etc/tmpfiles.d, the folder as well.
 //
 // # The code
 //
@@ -33,7 +40,11 @@
 //	internal/soap       envelopes to structs and back
 //	internal/mtom       attachments, streamed
 //	internal/identity   the key pair and the pin
-//	internal/lease      the dead-man switch
+//	internal/lease      the dead-man switch, and its record for other runs
+//	internal/guard      the one who cleans up after an agent that was killed
+//	internal/removal    the end of a Windows service and its folder
+//	internal/atboot     what a Linux target removes at its next boot
+//	internal/systemlog  the target's own log
 //	internal/process    programs: trees, output by offset, time limits
 //	internal/files      files: put, get, stat, remove, extract
 //	internal/packages   dpkg, rpm, the Uninstall keys

@@ -5,8 +5,10 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
+	"sojourn.example/agent/internal/guard"
 	"sojourn.example/agent/internal/service"
 )
 
@@ -16,6 +18,9 @@ var version = "0.0.0"
 const (
 	gcPercent   = 40
 	memoryLimit = 64 << 20 // beyond it the collector works harder; it is no hard bound
+
+	guardPercent = 10 // the guard waits, and does nothing else
+	guardLimit   = 24 << 20
 )
 
 func main() {
@@ -29,6 +34,11 @@ func main() {
 		debug.SetGCPercent(gcPercent)
 		debug.SetMemoryLimit(memoryLimit)
 		os.Exit(service.Serve(version, os.Args[2:]))
+	case guard.Command:
+		debug.SetGCPercent(guardPercent)
+		debug.SetMemoryLimit(guardLimit)
+		runtime.GOMAXPROCS(1)
+		os.Exit(guard.Run(os.Stdin))
 	case "launch":
 		os.Exit(service.Launch(os.Stdin, os.Stdout))
 	case "version":

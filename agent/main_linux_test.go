@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sojourn.example/agent/internal/config"
+	"sojourn.example/agent/internal/lease"
 )
 
 // Here the real executable is launched, as the way in does it, and must leave nothing.
@@ -132,8 +134,8 @@ func (l *launched) call(t *testing.T, operation, inner string) string {
 	return string(raw)
 }
 
-// gone waits for the agent's end; then nothing may be left.
-func (l *launched) gone(t *testing.T) {
+// awaitEnd waits for the agent's end.
+func (l *launched) awaitEnd(t *testing.T) {
 	t.Helper()
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(l.process), Events: unix.POLLIN}}, 20000)
 	for err == unix.EINTR {
@@ -142,6 +144,12 @@ func (l *launched) gone(t *testing.T) {
 	if n != 1 {
 		t.Fatal("the agent does not end", err)
 	}
+}
+
+// gone waits for the agent's end; then nothing may be left.
+func (l *launched) gone(t *testing.T) {
+	t.Helper()
+	l.awaitEnd(t)
 	if _, err := os.Lstat(l.folder); !os.IsNotExist(err) {
 		t.Error("its folder is still there", err)
 	}
@@ -158,7 +166,8 @@ func TestALifeThatEndsByShutdown(t *testing.T) {
 	if info, err := os.Stat(l.folder); err != nil || info.Mode().Perm() != 0o700 {
 		t.Error(info, err)
 	}
-	if entries, _ := os.ReadDir(l.folder); len(entries) != 0 {
+	// No executable, no config; the folder itself goes at a boot by tmpfiles.d.
+	if entries, _ := os.ReadDir(l.folder); len(entries) != 1 || entries[0].Name() != lease.RecordName {
 		t.Error("a reboot would leave", entries)
 	}
 	if text := l.call(t, "GetInfo", ""); !strings.Contains(text, "<t:Folder>"+l.folder+"</t:Folder>") {
@@ -230,5 +239,135 @@ func TestUsage(t *testing.T) {
 	}
 	if text, err := exec.Command(executable, "version").Output(); err != nil || string(text) != version+"\n" {
 		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// processes gives those whose executable is, or was, the launched agent's.
+func (l *launched) processes() (ids []int) {
+	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && strings.TrimSuffix(target, " (deleted)") == filepath.Join(l.folder, "agent") {
+			id, _ := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// until waits for something that no descriptor tells of.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("in vain waited for", what)
+		}
+	}
+}
+
+func (l *launched) kill(t *testing.T) {
+	t.Helper()
+	if err := unix.PidfdSendSignal(l.process, syscall.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheLeaseIsWrittenDown(t *testing.T) {
+	l := launch(t, func(*config.Config) {})
+	read := func() lease.Record {
+		r, err := lease.LoadRecord(l.folder)
+		if err != nil {
+			t.Error(err)
+		}
+		return r
+	}
+	if left, now := read().Left(); !now || left > time.Minute || left < 50*time.Second {
+		t.Error(left, now)
+	}
+	l.call(t, "RenewLease", "<Seconds>600</Seconds>")
+	until(t, "the renewal", func() bool { left, _ := read().Left(); return left > 590*time.Second })
+	text := l.call(t, "Execute", "<CommandLine>read x</CommandLine><KeepInputOpen>true</KeepInputOpen>")
+	until(t, "the process", func() bool { return read().Unfinished == 1 })
+	_, rest, _ := strings.Cut(text, "<t:Handle>")
+	handle, _, _ := strings.Cut(rest, "<")
+	l.call(t, "WriteInput", "<Handle>"+handle+"</Handle><Close>true</Close>")
+	until(t, "its end", func() bool { return read().Unfinished == 0 })
+	l.call(t, "Shutdown", "")
+	l.gone(t)
+}
+
+func TestTheGuardIsGoneWithTheAgent(t *testing.T) {
+	l := launch(t, func(*config.Config) {})
+	if ids := l.processes(); len(ids) != 2 {
+		t.Error("not the agent and its guard:", ids)
+	}
+	l.call(t, "Shutdown", "")
+	l.gone(t)
+	if ids := l.processes(); len(ids) != 0 {
+		t.Error("left:", ids)
+	}
+}
+
+func TestTheGuardOfAKilledAgent(t *testing.T) {
+	l := launch(t, func(*config.Config) {})
+	l.call(t, "Execute", "<CommandLine>echo $$ &gt; "+l.folder+"/id; sleep 60</CommandLine><SafeToKill>true</SafeToKill>")
+	var id int
+	until(t, "the process", func() bool {
+		raw, _ := os.ReadFile(filepath.Join(l.folder, "id"))
+		id, _ = strconv.Atoi(strings.TrimSpace(string(raw)))
+		return id > 0
+	})
+	l.kill(t)
+	until(t, "the folder's end", func() bool { _, err := os.Lstat(l.folder); return os.IsNotExist(err) })
+	until(t, "the guard's end", func() bool { return len(l.processes()) == 0 })
+	until(t, "the end of what is safe to kill", func() bool { return unix.Kill(id, 0) != nil })
+}
+
+func TestTheGuardLetsAnInstallationFinish(t *testing.T) {
+	l := launch(t, func(*config.Config) {})
+	file := filepath.Join(t.TempDir(), "go-on")
+	if err := unix.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// What it does last needs the folder.
+	l.call(t, "Execute", "<CommandLine>cd "+l.folder+" &amp;&amp; read x &lt; "+file+" &amp;&amp; pwd &gt; "+file+".result</CommandLine><Label>flash</Label>")
+	until(t, "the guard to be told", func() bool { r, _ := lease.LoadRecord(l.folder); return r.Unfinished == 1 })
+	l.kill(t)
+	l.awaitEnd(t)
+	if ids := l.processes(); len(ids) != 1 {
+		t.Error("not the guard alone:", ids)
+	}
+	if err := os.WriteFile(file, []byte("\n"), 0); err != nil { // blocks until it reads
+		t.Error(err)
+	}
+	until(t, "the folder's end", func() bool { _, err := os.Lstat(l.folder); return os.IsNotExist(err) })
+	until(t, "the guard's end", func() bool { return len(l.processes()) == 0 })
+	if raw, _ := os.ReadFile(file + ".result"); string(raw) != l.folder+"\n" {
+		t.Errorf("the installation got as far as %q", raw)
+	}
+}
+
+// A broker that comes back at once finds the folder gone, or takes it away itself; what it puts there then is not the guard's.
+func TestTheGuardLeavesAnotherAgentAlone(t *testing.T) {
+	l := launch(t, func(*config.Config) {})
+	file := filepath.Join(t.TempDir(), "go-on")
+	if err := unix.Mkfifo(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.call(t, "Execute", "<CommandLine>read x &lt; "+file+"</CommandLine>")
+	until(t, "the guard to be told", func() bool { r, _ := lease.LoadRecord(l.folder); return r.Unfinished == 1 })
+	l.kill(t)
+	l.awaitEnd(t)
+	if err := os.Rename(l.folder, l.folder+"-old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(l.folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("\n"), 0); err != nil {
+		t.Error(err)
+	}
+	until(t, "the guard's end", func() bool { return len(l.processes()) == 0 })
+	if _, err := os.Lstat(l.folder); err != nil {
+		t.Error("the guard removed another agent's folder", err)
 	}
 }

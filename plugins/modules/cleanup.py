@@ -12,7 +12,7 @@ module: cleanup
 short_description: Remove what earlier runs left on a target
 version_added: 0.1.0
 description:
-  - Finds what runs of this collection left on the target - services, processes, folders and firewall rules named C(sojourn-<run>) - and
+  - Finds what runs of this collection left on the target - services, processes, folders, files and firewall rules named C(sojourn-<run>) - and
     removes what no living run owns, whatever state it is in and also where no agent answers.
   - A run is alive as long as the lease of its agent on the target lasts, or an installation that its agent waits for.
   - What belongs to another run that is alive is left alone and reported, and so is everything that this collection did not make.
@@ -63,7 +63,7 @@ leftovers:
   elements: dict
   contains:
     kind:
-      description: V(service), V(process), V(folder) or V(firewall-rule).
+      description: V(service), V(process), V(folder), V(file) or V(firewall-rule).
       type: str
     name:
       description: Its name on the target.
@@ -78,7 +78,7 @@ leftovers:
         - V(failed) - it could not be removed.
       type: str
     detail:
-      description: Why it could not be removed.
+      description: Why it counts as alive or dead, and why it could not be removed.
       type: str
 error:
   description: Code, sentence and remedy of the error.

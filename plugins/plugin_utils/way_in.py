@@ -95,7 +95,7 @@ class Ready:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """Something of this project that a way in found on a target: kind is 'service' or 'folder' or 'firewall-rule'."""
+    """Something of this project that a way in found on a target: kind is 'service', 'folder', 'file' or 'firewall-rule'."""
 
     kind: str
     name: str

@@ -40,6 +40,9 @@ OLDEST_KERNEL = (3, 2)
 #: Seconds that the upload and the start may take on a slow line.
 UPLOAD_SECONDS = 600.0 + START_SECONDS
 
+#: The file by which systemd removes an agent's folder at boot.
+_AT_BOOT = '/etc/tmpfiles.d/{}.conf'
+
 #: Tells what the host is and what the user may.
 _LOOK = '; '.join((
     'LC_ALL=C', 'export LC_ALL', 'u=`id -u`',
@@ -69,6 +72,7 @@ _PLACE = '; '.join((
 #: Whose agent is there: the other session may be between making the folder and writing its name into it.
 _WHOSE = 'i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done'
 #: $1 name, $2 tenths of a second to wait for the agent to be gone by itself, the rest the folders that may hold it.
+#: The agent's guard is a process of the same executable, and so one of the pids: it ends at once when told to, the agent in order.
 #: Prints what is left in the end; nothing is good.
 _REMOVE = '; '.join((
     'n=$1', 'w=$2', 'shift 2', 'LC_ALL=C', 'export LC_ALL', 'i=0',
@@ -77,14 +81,16 @@ _REMOVE = '; '.join((
     'pids() { for p in /proc/[0-9]*; do l=`readlink "$p/exe" 2>/dev/null` || continue; '
     'case $l in */"$n"/agent|*/"$n/agent (deleted)") echo "${p#/proc/}";; esac; done; }',
     'dirs() { for d in "$@"; do d=${d:-$HOME}; if [ -d "$d/$n" ]; then echo "$d/$n"; fi; done; }',
-    'left() { if unit; then return 0; fi; [ -n "`dirs "$@"`" ] || [ -n "`pids`" ]; }',
+    't=' + _AT_BOOT.format('$n'),
+    'left() { if unit || [ -f "$t" ]; then return 0; fi; [ -n "`dirs "$@"`" ] || [ -n "`pids`" ]; }',
     'while left "$@" && [ "$i" -lt "$w" ]; do nap; i=$((i+1)); done',
     'if left "$@"; then if unit; then systemctl stop "$n.service" >/dev/null 2>&1; fi',
     'p=`pids`', 'if [ -n "$p" ]; then kill $p 2>/dev/null; i=0; while [ -n "`pids`" ] && [ "$i" -lt 200 ]; do nap; i=$((i+1)); done; p=`pids`; '
     'if [ -n "$p" ]; then kill -9 $p 2>/dev/null; nap; fi; fi',
     'if unit; then systemctl reset-failed "$n.service" >/dev/null 2>&1; fi',
-    'dirs "$@" | while IFS= read -r f; do rm -rf "$f"; done',
-    'if unit; then echo "service $n"; fi', 'for p in `pids`; do echo "process $p"; done', 'dirs "$@" | sed "s/^/folder /"', 'fi',
+    'dirs "$@" | while IFS= read -r f; do rm -rf "$f"; done', 'rm -f "$t"',
+    'if unit; then echo "service $n"; fi', 'for p in `pids`; do echo "process $p"; done', 'dirs "$@" | sed "s/^/folder /"',
+    'if [ -f "$t" ]; then echo "file $t"; fi', 'fi',
 ))
 #: Prints 'kind live name path' lines for all that carries this project's kind of name; the rest of the arguments are folders.
 _FIND = '; '.join((
@@ -94,6 +100,7 @@ _FIND = '; '.join((
     'for d in "$@"; do d=${d:-$HOME}; for f in "$d"/sojourn-*; do if [ -d "$f" ]; then say folder "${f##*/}" "$f"; fi; done; done',
     'if [ -d /run/systemd/system ]; then systemctl list-units --all --plain --no-legend "sojourn-*.service" 2>/dev/null | '
     'while read -r u rest; do say service "${u%.service}" "$u"; done; fi',
+    'for t in ' + _AT_BOOT.format('sojourn-*') + '; do if [ -f "$t" ]; then r=${t##*/}; say file "${r%.conf}" "$t"; fi; done',
     '{ nft list ruleset; iptables-save; ip6tables-save; iptables-legacy-save; ip6tables-legacy-save; '
     'firewall-cmd --list-all-zones; firewall-cmd --direct --get-all-rules; ufw status; ufw show added; } 2>/dev/null | '
     'grep -oE "sojourn-[0-9a-f]{12}" | sort -u | while read -r r; do say firewall-rule "$r" "$r"; done',

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import socket
 import ssl
@@ -357,16 +359,99 @@ def test_the_lease_cleans_up_after_a_killed_broker(controller: Controller, targe
     controller.forget()
     wait_for("the agent to go", lambda: not target.can_connect(port, family), 30)
     wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 30)
+    if target.kind == "linux":
+        lines = target.exec(["journalctl", "-b", "-o", "cat", "-t", "sojourn-agent", "--no-pager"]).stdout.splitlines()[-2:]
+        assert lines[0].endswith(": no sign of life from the controller for 3 s. The agent removes itself."), lines
+        assert ": the agent has ended and removed the firewall rule sojourn-" in lines[1], lines
 
 
-def test_an_agent_that_was_killed_is_cleaned_up_after(controller: Controller, target: Any, family: str) -> None:
+def _kill_agent(target: Any, run: str, *, guard: bool) -> None:
+    """The agent's process as nothing can catch it; with its guard or without."""
+    executable = f"sojourn-{run}.agent" + (".exe" if target.kind == "windows" else "")
+    for word in ("guard", "serve") if guard else ("serve",):  # a guard that saw its agent's end would be in the middle of its work
+        target.exec(["pkill", "-9", "-f", f"{executable}['\"]? {word}$"])
+
+
+def test_an_agent_that_was_killed_with_its_guard_is_cleaned_up_after(controller: Controller, target: Any, family: str) -> None:
     """By the run's end, its firewall rule too, which no way in reaches."""
     info = controller.agent(target, family).deploy()["info"]
-    if target.kind == "linux":
-        target.exec(["kill", "-9", str(info["process_id"])])
-    else:
-        target.exec(["pkill", "-9", "-f", f"sojourn-{info['run']}.agent.exe"])
+    _kill_agent(target, info["run"], guard=True)
     controller.end()
+
+
+def test_an_agent_that_was_killed_leaves_nothing_though_nobody_comes(controller: Controller, target: Any, family: str) -> None:
+    """Its broker is dead too: its guard takes back what it left. A process that is not safe to kill is waited for."""
+    agent = controller.agent(target, family, lease_seconds=3600)
+    info = agent.deploy()["info"]
+    go_on = "/tmp/go-on" if target.kind == "linux" else "/srv/windows/drive_c/go-on"
+    line = f"while ! [ -e {go_on} ]; do sleep 0.1; done" if target.kind == "linux" else r"cmd /c for /l %i in (1,0,2) do if exist C:\go-on exit"
+    thread = threading.Thread(target=lambda: _ignore(lambda: agent.execute(command_line=line)), daemon=True)
+    thread.start()
+    wait_for("the process", lambda: _unfinished(target) == 1, 20)
+    kill(controller.broker_pid)
+    controller.forget()
+    _kill_agent(target, info["run"], guard=False)
+    wait_for("the port to close", lambda: not target.can_connect(info["port"], family), 30)
+    assert f"sojourn-{info['run']}" in _folders(target)
+    target.exec(["touch", go_on])
+    try:
+        wait_for("the folder to go", lambda: "sojourn-" not in _folders(target), 40)
+    finally:
+        target.exec(["rm", go_on])
+    thread.join(30)
+
+
+def test_a_killed_agent_is_placed_anew_at_once(direct: Direct) -> None:
+    """By a way in that does not wait for the guard of the old one: neither harms the other."""
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config
+
+    config = Config(direct.run, direct.credentials.fingerprint, [direct.way_in.controller_address], {"first": 62286, "last": 62293}, 60)
+
+    def place() -> Any:
+        try:
+            direct.way_in.place("0")
+        except AlreadyPlaced:
+            direct.way_in.wait_removed(0)
+            direct.way_in.place("0")
+        return direct.way_in.start(config)
+
+    for unused_time in range(3):
+        _kill_agent(direct.target, direct.run, guard=False)
+        ready = inside(direct.namespace, place)
+        direct.endpoint = channel.Endpoint(direct.way_in.peer.with_port(ready.port), ready.fingerprint, "62286-62293", direct.target.name)
+        direct.channel = channel.Channel(direct.endpoint, direct.credentials.context())
+        assert inside(direct.namespace, lambda: direct.channel.call("GetInfo"))["process_id"] == ready.process_id
+    deadline = time.monotonic() + 3  # what an old guard, or one who deletes for it, could still do would show by then
+    while time.monotonic() < deadline:
+        direct.connect().close()
+        assert f"sojourn-{direct.run}" in _folders(direct.target)
+    if direct.target.kind == "linux":
+        assert direct.target.exec(["systemctl", "is-active", f"sojourn-{direct.run}"]).stdout.strip() == "active"
+
+
+def _ignore(action: Any) -> None:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+    with contextlib.suppress(SojournError, OSError, EOFError):
+        action()
+
+
+def _unfinished(target: Any) -> int:
+    """What the one agent there has written into its lease."""
+    folder = _folders(target).split()[0]
+    return json.loads(target.exec(["cat", f"{folder}/lease.json"]).stdout)["unfinished"]
+
+
+@pytest.mark.leaves("firewall rules: legacy*", "mounts: *")  # the lab's boot does
+def test_a_target_that_loses_its_power_boots_without_the_agent(controller: Controller, linux_target: Any) -> None:
+    """Its broker is dead too. What is in memory is gone; the folder goes by systemd-tmpfiles."""
+    controller.agent(linux_target, lease_seconds=3600, remote_folders=("/var/tmp",)).deploy()
+    assert "tmpfiles.d/sojourn-" in linux_target.exec(["sh", "-c", "ls /etc/tmpfiles.d/*"]).stdout
+    kill(controller.broker_pid)
+    controller.forget()
+    linux_target.cut()
+    assert _folders(linux_target) == ""
 
 
 def _folders(target: Any) -> str:
@@ -394,14 +479,11 @@ def test_cleanup_of_an_untouched_target_changes_nothing(controller: Controller, 
 
 
 def test_cleanup_removes_the_dead_and_spares_the_living(controller: Controller, target: Any, family: str) -> None:
-    # A run whose broker was killed, and whose agent was too: nothing will end it.
+    # A run whose broker was killed, and its agent and its guard too: nothing will end it.
     dead = controller.agent(target, family, lease_seconds=3600).deploy()["info"]
     kill(controller.broker_pid)
     controller.forget()
-    if target.kind == "linux":
-        target.exec(["kill", "-9", str(dead["process_id"])])
-    else:
-        target.exec(["pkill", "-9", "-f", f"sojourn-{dead['run']}.agent.exe"])
+    _kill_agent(target, dead["run"], guard=True)
     controller.new_run()
     living_agent = controller.agent(target, family)
     living = living_agent.deploy()["info"]

@@ -4,19 +4,24 @@ package agent
 import (
 	"errors"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/deploy"
 	"sojourn.example/agent/internal/firewall"
+	"sojourn.example/agent/internal/guard"
 	"sojourn.example/agent/internal/host"
 	"sojourn.example/agent/internal/identity"
 	"sojourn.example/agent/internal/lease"
+	"sojourn.example/agent/internal/process"
+	"sojourn.example/agent/internal/systemlog"
 )
 
 // answerPatience is how long the end waits for answers that are on their way to the client.
@@ -25,16 +30,35 @@ const answerPatience = 5 * time.Second
 // Agent is a serving agent.
 type Agent struct {
 	config     *config.Config
+	folder     string
 	deployment *deploy.Deployment
 	server     *deploy.Server
 	lease      *lease.Lease
-	firewall   firewall.Firewall
+	firewall   *firewall.Keeper
+	guard      *guard.Guard
+	witness    *witness
 	ready      config.Ready
+
+	recorded lease.Record // what others know of the lease; the zero one: nothing
+	unsaved  bool         // that the record could not be written has been logged
+	ending   chan struct{}
+	attended sync.WaitGroup
+}
+
+// Settings say what the agent is started with.
+type Settings struct {
+	Config      *config.Config
+	Folder      string
+	ServiceKind string
+	Version     string
+	Guard       *guard.Guard // nil: none
+	Restarted   bool         // by the target's boot, not by the way in
 }
 
 // Start listens, opens the firewall and serves. On an error it has taken back what it did.
-func Start(c *config.Config, folder, serviceKind, version string) (*Agent, error) {
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+func Start(s Settings) (*Agent, error) {
+	c := s.Config
+	if err := os.MkdirAll(s.Folder, 0o700); err != nil {
 		return nil, catalogue.New("SD-406", "detail", err.Error())
 	}
 	facts := host.Learn()
@@ -46,8 +70,8 @@ func Start(c *config.Config, folder, serviceKind, version string) (*Agent, error
 	if err != nil {
 		return nil, err
 	}
-	walls := firewall.New()
-	a := &Agent{config: c, firewall: walls, lease: lease.New(c.Lease())}
+	walls := firewall.Keep(firewall.New())
+	a := &Agent{config: c, folder: s.Folder, firewall: walls, guard: s.Guard, lease: lease.New(c.Lease()), ending: make(chan struct{})}
 	closeRules := func() { _, _ = walls.Close(a.ofThisRun) }
 	// A rule of this run can be there before its agent is: on Windows the service starts again after a reboot.
 	if _, err := walls.Close(a.ofThisRun); err != nil {
@@ -65,10 +89,13 @@ func Start(c *config.Config, folder, serviceKind, version string) (*Agent, error
 		opened = opened || len(rules) > 0
 	}
 	a.deployment = deploy.New(deploy.Settings{
-		Config: c, Folder: folder, Version: version, Facts: facts, ServiceKind: serviceKind,
+		Config: c, Folder: s.Folder, Version: s.Version, Facts: facts, ServiceKind: s.ServiceKind,
 		Port: port, Lease: a.lease, Firewall: walls, RuleOpened: opened,
 	})
+	a.witness = &witness{run: c.Run, log: systemlog.New(), restarted: s.Restarted, lease: a.lease}
 	a.server = a.deployment.Server()
+	a.attend()
+	walls.Watch()
 	go func() {
 		if err := a.server.Serve(listener, id.Server(c.Fingerprint())); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Printf("serving ended: %v", err)
@@ -109,11 +136,16 @@ func (a *Agent) Wait(stop <-chan struct{}, patience time.Duration) {
 			if a.lease.Alive() {
 				continue
 			}
+			all, _ := a.deployment.Processes()
+			a.witness.leaseEnded(all)
 			// Whoever comes back for the result of a long installation may renew the lease while it runs.
 			if a.awaitProcesses(a.lease.Alive, stop) {
 				return
 			}
+			a.witness.revived()
 		case <-stop:
+			all, _ := a.deployment.Processes()
+			a.witness.stopped(all)
 			a.awaitProcesses(nil, afterwards(patience))
 			return
 		}
@@ -131,7 +163,9 @@ func (a *Agent) awaitProcesses(revived func() bool, stop <-chan struct{}) (done 
 	a.deployment.SetUnread(true)
 	defer a.deployment.SetUnread(false)
 	for {
-		changed, running := a.deployment.Unfinished()
+		all, changed := a.deployment.Processes()
+		a.witness.look(all)
+		running := unfinished(all)
 		if revived != nil && revived() {
 			return false
 		}
@@ -146,11 +180,90 @@ func (a *Agent) awaitProcesses(revived func() bool, stop <-chan struct{}) (done 
 	}
 }
 
-// End closes the port and the rules and ends what is safe to kill. The service and its folder are the caller's.
+// End closes the port and the rules and ends what is safe to kill. The service and its folder are the caller's, who tells with
+// Removed what became of them.
 func (a *Agent) End() {
 	a.server.Close(answerPatience)
+	a.firewall.Stop() // before the rules are closed: what looks after them must not open them again
+	before, _ := a.deployment.Processes()
 	a.deployment.End()
-	if _, err := a.firewall.Close(a.ofThisRun); err != nil {
+	after, _ := a.deployment.Processes()
+	a.witness.killed(before, after)
+	close(a.ending)
+	a.attended.Wait()
+	closed, err := a.firewall.Close(a.ofThisRun)
+	if err != nil {
 		log.Printf("closing the firewall rules: %v", err)
 	}
+	a.witness.removed("the firewall rule "+a.config.Name(), closed, err)
+}
+
+// Removed takes to the record that a thing of the agent's is gone, or why not.
+func (a *Agent) Removed(what string, err error) {
+	if err != nil {
+		log.Printf("removing %s: %v", what, err)
+	}
+	a.witness.removed(what, true, err)
+}
+
+// Tell writes the last line, where there is anything to tell.
+func (a *Agent) Tell() { a.witness.last() }
+
+func unfinished(all []process.Status) (number int) {
+	for _, s := range all {
+		if s.Unfinished() {
+			number++
+		}
+	}
+	return number
+}
+
+// attend keeps up to date what others know of the agent: its lease's record, for agents of other runs, and what runs, for the guard.
+func (a *Agent) attend() {
+	all, changed := a.deployment.Processes()
+	a.record(unfinished(all))
+	a.attended.Go(func() {
+		refresh := time.NewTicker(recordRefresh)
+		defer refresh.Stop()
+		for {
+			select {
+			case <-changed:
+			case <-a.lease.Renewals():
+			case <-refresh.C: // it may have slept, and a record that could not be written may be by now
+			case <-a.ending:
+				return
+			}
+			all, changed = a.deployment.Processes()
+			var running []guard.Running
+			for _, s := range all {
+				if !s.Ended {
+					running = append(running, guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill})
+				}
+			}
+			a.guard.Tell(running)
+			a.record(unfinished(all))
+		}
+	})
+}
+
+// recordRefresh is how often the lease's record is compared with the lease.
+const recordRefresh = 10 * time.Second
+
+// recordSlack is how far they may be apart, in seconds.
+const recordSlack = 0.5
+
+func (a *Agent) record(unfinished int) {
+	now := lease.NewRecord(a.lease.Left(), unfinished)
+	if now.BootID == a.recorded.BootID && now.Unfinished == a.recorded.Unfinished && math.Abs(now.Until-a.recorded.Until) < recordSlack {
+		return
+	}
+	if err := now.Save(a.folder); err != nil {
+		a.recorded = lease.Record{}
+		if !a.unsaved {
+			a.unsaved = true
+			log.Printf("the lease cannot be written down, so that other runs take this one for alive: %v", err)
+		}
+		return
+	}
+	a.recorded = now
 }

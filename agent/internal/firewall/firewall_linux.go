@@ -31,8 +31,33 @@ type filter interface {
 func New() Firewall { return &walls{foremost: KindNone} }
 
 type walls struct {
-	mu       sync.Mutex
-	foremost string
+	mu         sync.Mutex
+	foremost   string
+	generation uint32 // of nftables' rules, when a keeper last looked
+}
+
+// unchanged tells whether no rule can have changed since it was last called: nftables counts its changes, and all but legacy tables
+// are kept there. It asks the kernel alone, and so costs next to nothing.
+func (w *walls) unchanged() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now, err := generation()
+	if err != nil || legacyThere() {
+		return false
+	}
+	before := w.generation
+	w.generation = now
+	return before == now && now != 0
+}
+
+// legacyThere tells whether there are tables of the legacy kind, of which changes are not counted.
+func legacyThere() bool {
+	for _, family := range []string{IPv4, IPv6} {
+		if names, err := tableNames(family); err == nil && len(names) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *walls) Kind() string {

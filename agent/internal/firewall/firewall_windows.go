@@ -25,7 +25,7 @@ func New() Firewall { return &netsh{made: make(map[Rule]bool)} }
 
 type netsh struct {
 	mu   sync.Mutex
-	made map[Rule]bool // by this agent: known even if the registry should not show them
+	made map[Rule]bool // by this agent: known even if the registry should not show them; true: it has shown them once
 }
 
 func (*netsh) Kind() string { return KindWindows }
@@ -48,7 +48,7 @@ func (n *netsh) Open(rule Rule) ([]Rule, bool, error) {
 	if err := runNetsh(arguments...); err != nil {
 		return nil, false, err
 	}
-	n.made[rule] = true
+	n.made[rule] = false
 	return []Rule{rule}, true, nil
 }
 
@@ -123,12 +123,17 @@ func (n *netsh) list() ([]Rule, error) {
 			}
 		}
 	}
-	for made := range n.made {
+	for made, seen := range n.made {
 		found := false
 		for _, r := range all {
 			found = found || r.Name == made.Name && r.Port == made.Port && r.Protocol == made.Protocol && SameSource(r.Source, made.Source)
 		}
-		if !found {
+		switch {
+		case found:
+			n.made[made] = true
+		case seen: // somebody else removed it
+			delete(n.made, made)
+		default:
 			all = append(all, made)
 		}
 	}

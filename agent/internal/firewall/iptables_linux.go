@@ -36,37 +36,33 @@ func findIptables(family string, legacy bool) string {
 	return tool
 }
 
+const inputChain = "INPUT"
+
 // xtables is the filter table of one family.
 type xtables struct {
 	tool      string
 	family    string
 	name      string
+	chain     string // where our rules are
 	filtering bool
 }
 
 func newXtables(tool, family, kind string, managers []filter) (*xtables, error) {
-	x := &xtables{tool: tool, family: family, name: kind}
+	x := &xtables{tool: tool, family: family, name: kind, chain: inputChain}
 	rules, err := x.run("-S")
 	if err != nil {
 		return nil, err
 	}
 	chains := parseXtables(rules)
-	x.filtering = !managed(strings.Join(chains["INPUT"], "\n"), managers) && xtablesMayDrop(chains, "INPUT", make(map[string]bool))
+	x.filtering = !managed(strings.Join(chains[inputChain], "\n"), managers) && xtablesMayDrop(chains, inputChain, make(map[string]bool))
 	return x, nil
 }
 
 // findLegacy gives the legacy filter table of a family where there is one. Asking the tool where there is
 // none would make one.
 func findLegacy(family string, managers []filter) (filter, error) {
-	file := "ip_tables_names"
-	if family == IPv6 {
-		file = "ip6_tables_names"
-	}
-	names, err := os.ReadFile("/proc/thread-self/net/" + file) // this thread's network namespace; all threads have one but in tests
-	if err != nil {
-		names, err = os.ReadFile("/proc/net/" + file) // kernels before 3.17
-	}
-	if err != nil || !slices.Contains(strings.Fields(string(names)), "filter") {
+	names, err := tableNames(family)
+	if err != nil || !slices.Contains(names, "filter") {
 		return nil, nil
 	}
 	tool := findIptables(family, true)
@@ -78,6 +74,19 @@ func findLegacy(family string, managers []filter) (filter, error) {
 		return toolless{KindLegacy, family, iptablesName(family)}, nil
 	}
 	return newXtables(tool, family, KindLegacy, managers)
+}
+
+// tableNames gives the legacy tables of a family that there are.
+func tableNames(family string) ([]string, error) {
+	file := "ip_tables_names"
+	if family == IPv6 {
+		file = "ip6_tables_names"
+	}
+	names, err := os.ReadFile("/proc/thread-self/net/" + file) // this thread's network namespace; all threads have one but in tests
+	if err != nil {
+		names, err = os.ReadFile("/proc/net/" + file) // kernels before 3.17
+	}
+	return strings.Fields(string(names)), err
 }
 
 func (x *xtables) run(arguments ...string) (string, error) {
@@ -165,7 +174,7 @@ func (x *xtables) open(rule Rule) (rules []Rule, changed bool, err error) {
 	if found, ok := lookFor(there, rule); ok {
 		return []Rule{found}, false, nil
 	}
-	arguments := []string{"-I", "INPUT", "1"}
+	arguments := []string{"-I", x.chain, "1"}
 	if rule.Source != "" {
 		arguments = append(arguments, "-s", rule.Source)
 	}
@@ -190,9 +199,12 @@ func (x *xtables) list() ([]Rule, error) {
 	return unique(rules), nil
 }
 
-// lines gives the words of this project's rules in INPUT.
+// lines gives the words of this project's rules in the chain.
 func (x *xtables) lines() (lines [][]string, err error) {
-	text, err := x.run("-S", "INPUT")
+	text, err := x.run("-S", x.chain)
+	if err != nil && x.chain != inputChain {
+		return nil, nil // a chain that is not there has none
+	}
 	if err != nil {
 		return nil, err
 	}

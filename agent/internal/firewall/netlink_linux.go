@@ -19,6 +19,43 @@ type chain struct {
 	drops  bool // by policy
 }
 
+// generation gives the number of the present state of nftables' rules, which grows with every change: NFT_MSG_GETGEN. 0: there is no
+// nftables.
+func generation() (uint32, error) {
+	socket, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(socket)
+	_ = unix.SetsockoptTimeval(socket, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 5})
+	const header = unix.SizeofNlMsghdr + 4 // and nfgenmsg
+	request := make([]byte, header)
+	*(*unix.NlMsghdr)(unsafe.Pointer(&request[0])) = unix.NlMsghdr{
+		Len: header, Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: unix.NLM_F_REQUEST, Seq: 1,
+	}
+	if err := unix.Sendto(socket, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, err
+	}
+	buffer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(socket, buffer, 0)
+	if err != nil {
+		return 0, err
+	}
+	if n < header || binary.NativeEndian.Uint16(buffer[4:]) != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+		return 0, errors.New("no generation in the answer") // an error, by kernels before 3.17
+	}
+	var number uint32
+	eachAttribute(buffer[header:n], func(attribute uint16, value []byte) {
+		if attribute == generationID && len(value) >= 4 {
+			number = binary.BigEndian.Uint32(value)
+		}
+	})
+	return number, nil
+}
+
+// generationID is NFTA_GEN_ID.
+const generationID = 1
+
 // inputChains dumps the chains by nfnetlink: NFT_MSG_GETCHAIN (linux/netfilter/nf_tables.h).
 func inputChains() ([]chain, error) {
 	socket, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)

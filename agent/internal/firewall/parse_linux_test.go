@@ -91,7 +91,7 @@ func TestXtables(t *testing.T) {
 	if !xtablesMayDrop(parseXtables(captured(t, "iptables-nft.txt")), "INPUT", map[string]bool{}) {
 		t.Error("the policy was not found")
 	}
-	x := &xtables{family: IPv6, name: KindLegacy}
+	x := &xtables{family: IPv6, name: KindLegacy, chain: inputChain}
 	words := splitQuoted(chains["INPUT"][1])
 	rule, ours := x.parse(words)
 	if want := (Rule{"sojourn-0123456789ab", 62286, TCP, IPv6, "fd73::2", KindLegacy}); rule != want || !ours {

@@ -1,18 +1,36 @@
-// This file is ufw: changed by its own command, read in the file that it keeps its rules in, where nothing is translated.
+// This file is ufw. Rules that stay are made by its own command and read in the file that it keeps its rules in, where nothing is
+// translated. But its command makes all rules to stay, and a run's must not outlive a reboot: those are put straight into the
+// chain of ufw's that sees the input first, by the tool that ufw itself uses. It loads the rules of its command anew without
+// touching that chain; a reload of all empties it.
 
 package firewall
 
 import (
 	"encoding/hex"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
 )
 
 type ufw struct {
-	tool string
-	ipv6 bool
+	tool   string
+	ipv6   bool
+	chains []ufwChain
 }
+
+// ufwChain is the chain that a run's rules are in.
+type ufwChain interface {
+	filter
+	covers(family string) bool
+}
+
+// covers tells whether the table is of the family.
+func (x *xtables) covers(family string) bool { return family == x.family }
+
+func (t toolless) covers(family string) bool { return family == t.family }
+
+var ufwInput = map[string]string{IPv4: "ufw-before-input", IPv6: "ufw6-before-input"}
 
 // Where ufw keeps the rules that its command made; releases before 0.34 in the second.
 var ufwFolders = []string{"/etc/ufw", "/lib/ufw"}
@@ -27,7 +45,23 @@ func findUFW() filter {
 	if err != nil || !strings.HasPrefix(strings.TrimSpace(status), "Status: active") {
 		return nil
 	}
-	return &ufw{tool, setting("/etc/default/ufw", "IPV6")}
+	u := &ufw{tool: tool, ipv6: setting("/etc/default/ufw", "IPV6")}
+	u.chains = ufwChains(u)
+	return u
+}
+
+// ufwChains gives the chains that a run's rules go to.
+func ufwChains(u *ufw) (chains []ufwChain) {
+	for _, family := range []string{IPv4, IPv6} {
+		switch tool := findTool(iptablesName(family)); {
+		case !u.needed(family):
+		case tool == "":
+			chains = append(chains, toolless{KindUFW, family, iptablesName(family)})
+		default:
+			chains = append(chains, &xtables{tool: tool, family: family, name: KindUFW, chain: ufwInput[family]})
+		}
+	}
+	return chains
 }
 
 // setting tells whether a shell-like settings file says yes.
@@ -50,6 +84,9 @@ func (u *ufw) kind() string { return KindUFW }
 func (u *ufw) needed(family string) bool { return family != IPv6 || u.ipv6 }
 
 func (u *ufw) open(rule Rule) (rules []Rule, changed bool, err error) {
+	if rule.Run() != "" {
+		return u.openForNow(rule)
+	}
 	rule.Kind = KindUFW
 	var made []Rule
 	for _, one := range eachFamily(rule, u.needed) {
@@ -82,6 +119,38 @@ func (u *ufw) open(rule Rule) (rules []Rule, changed bool, err error) {
 			return nil, false, err
 		}
 		rules, made = append(rules, one), append(made, one)
+	}
+	return rules, len(made) > 0, nil
+}
+
+// openForNow opens until ufw is loaded anew, or the target boots.
+func (u *ufw) openForNow(rule Rule) (rules []Rule, changed bool, err error) {
+	all, err := u.all()
+	if err != nil {
+		return nil, false, err
+	}
+	var made []Rule
+	for _, one := range eachFamily(rule, u.needed) {
+		if there, ok := lookFor(all, one); ok { // of an agent of an earlier version
+			rules = append(rules, there)
+			continue
+		}
+		for _, c := range u.chains {
+			if !c.covers(one.Family) {
+				continue
+			}
+			there, new, err := c.open(one)
+			if err != nil {
+				for _, m := range made {
+					_ = u.close(m)
+				}
+				return nil, false, err
+			}
+			rules = append(rules, there...)
+			if new {
+				made = append(made, there...)
+			}
+		}
 	}
 	return rules, len(made) > 0, nil
 }
@@ -172,15 +241,36 @@ func parseTuples(text, family string) (rules []Rule) {
 
 func (u *ufw) list() (rules []Rule, err error) {
 	all, err := u.all()
+	if err != nil {
+		return nil, err
+	}
 	for _, r := range all {
 		if Ours(r.Name) {
 			rules = append(rules, r)
 		}
 	}
-	return rules, err
+	for _, c := range u.chains {
+		there, err := c.list()
+		if err != nil {
+			return nil, err
+		}
+		rules = append(rules, there...)
+	}
+	return unique(rules), nil
 }
 
 func (u *ufw) close(rule Rule) error {
-	_, err := runTool(u.tool, append([]string{"delete"}, u.words(rule, false)...)...)
+	all, err := u.all()
+	if err != nil {
+		return err
+	}
+	if _, ok := lookFor(all, rule); ok {
+		_, err = runTool(u.tool, append([]string{"delete"}, u.words(rule, false)...)...)
+	}
+	for _, c := range u.chains {
+		if c.covers(rule.Family) {
+			err = errors.Join(err, c.close(rule))
+		}
+	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +51,18 @@ func bootID() string {
 	raw, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return string(bytes.TrimSpace(raw))
 }
+
+// SinceBoot is the time since the target's boot, sleep included. It does not jump with the wall clock.
+func SinceBoot() time.Duration {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return 0
+	}
+	return time.Duration(now.Nano())
+}
+
+// BootID changes with each boot and only then.
+func BootID() string { return bootID() }
 
 func account() string {
 	if u, err := user.Current(); err == nil {

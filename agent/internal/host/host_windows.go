@@ -5,6 +5,7 @@ package host
 import (
 	"fmt"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -45,6 +46,12 @@ func bootID() string {
 	}
 	return fmt.Sprintf("%016x", processStart(4)) // the System process
 }
+
+// SinceBoot is the time since the target's boot, sleep included. It does not jump with the wall clock.
+func SinceBoot() time.Duration { return windows.DurationSinceBoot() }
+
+// BootID changes with each boot and only then.
+func BootID() string { return bootID() }
 
 func processStart(id uint32) int64 {
 	process, err := windows.OpenProcess(windows.PROCESS_QUERY_LIMITED_INFORMATION, false, id)

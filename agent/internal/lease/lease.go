@@ -13,11 +13,14 @@ type Lease struct {
 	end    time.Time // carries the monotonic reading, so that a jump of the wall clock means nothing
 	timer  *time.Timer
 	over   chan struct{}
+
+	renewed  bool
+	renewals chan struct{}
 }
 
 // New begins a lease.
 func New(length time.Duration) *Lease {
-	l := &Lease{length: length, end: time.Now().Add(length), over: make(chan struct{}, 1)}
+	l := &Lease{length: length, end: time.Now().Add(length), over: make(chan struct{}, 1), renewals: make(chan struct{}, 1)}
 	l.timer = time.AfterFunc(length, l.check)
 	return l
 }
@@ -51,7 +54,22 @@ func (l *Lease) Renew(length time.Duration) (remaining time.Duration) {
 	}
 	l.end = time.Now().Add(l.length)
 	l.timer.Reset(l.length)
+	l.renewed = true
+	select {
+	case l.renewals <- struct{}{}:
+	default:
+	}
 	return l.length
+}
+
+// Renewals receives after renewals: once or more often, but not for each of many.
+func (l *Lease) Renewals() <-chan struct{} { return l.renewals }
+
+// Renewed tells whether there was a renewal ever.
+func (l *Lease) Renewed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renewed
 }
 
 // Length is how long a renewal lasts.
@@ -66,4 +84,11 @@ func (l *Lease) Remaining() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return max(0, time.Until(l.end))
+}
+
+// Left is the time left; less than zero: since when the lease is over.
+func (l *Lease) Left() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Until(l.end)
 }

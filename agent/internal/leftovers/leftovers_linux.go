@@ -1,9 +1,10 @@
-// This file finds leftovers on Linux: transient units, agents' processes, folders.
+// This file finds leftovers on Linux: transient units, agents' and guards' processes, folders, and the files that remove those at boot.
 
 package leftovers
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sojourn.example/agent/internal/atboot"
 	"sojourn.example/agent/internal/config"
+	"sojourn.example/agent/internal/guard"
+	"sojourn.example/agent/internal/host"
 )
 
 // agentPatience is how long an agent that was told to end gets, before it is killed.
@@ -25,11 +29,18 @@ func find(add func(string, thing)) error {
 	findProcesses(add)
 	findUnits(add)
 	findFolders(add)
+	findFiles(add)
 	return nil
 }
 
-// findProcesses finds agents: processes whose executable is, or was, 'agent' in a run's folder.
+// findProcesses finds agents and their guards: processes whose executable is, or was, 'agent' in a run's folder. Guards come first:
+// one that is left for later would begin to clean up at its agent's end.
 func findProcesses(add func(string, thing)) {
+	type agent struct {
+		run string
+		thing
+	}
+	var agents []agent
 	links, _ := filepath.Glob("/proc/[0-9]*/exe")
 	for _, link := range links {
 		target, err := os.Readlink(link)
@@ -37,15 +48,43 @@ func findProcesses(add func(string, thing)) {
 			continue
 		}
 		target = strings.TrimSuffix(target, " (deleted)")
+		folder := filepath.Dir(target)
 		id, err := strconv.Atoi(filepath.Base(filepath.Dir(link)))
-		if run := runOf(filepath.Base(filepath.Dir(target))); err == nil && run != "" && filepath.Base(target) == "agent" {
-			add(run, thing{
-				kind: Process, name: fmt.Sprintf("agent (process %d)", id),
-				remove: func() error { return endProcess(id) },
-				alive:  "its agent runs: an agent whose lease is over removes itself",
-			})
+		run := runOf(filepath.Base(folder))
+		if err != nil || run == "" || filepath.Base(target) != "agent" {
+			continue
 		}
+		t := thing{kind: Process, remove: func() error { return endProcess(id) }, folder: folder}
+		if isGuard(id) {
+			t.name, t.guard = fmt.Sprintf("guard (process %d)", id), true
+			add(run, t)
+			continue
+		}
+		t.name, t.agent, t.age = fmt.Sprintf("agent (process %d)", id), true, age(id)
+		agents = append(agents, agent{run, t})
 	}
+	for _, a := range agents {
+		add(a.run, a.thing)
+	}
+}
+
+// isGuard tells what an agent's executable was started as.
+func isGuard(id int) bool {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", id))
+	words := strings.Split(string(raw), "\x00")
+	return len(words) > 1 && words[1] == guard.Command
+}
+
+// age is how long a process has run.
+func age(id int) time.Duration {
+	raw, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", id))
+	const start, perSecond = 19, 100 // of proc(5)'s fields, counted after the name; USER_HZ
+	fields := bytes.Fields(raw[bytes.LastIndexByte(raw, ')')+1:])
+	if len(fields) <= start {
+		return 0
+	}
+	ticks, _ := strconv.ParseInt(string(fields[start]), 10, 64)
+	return host.SinceBoot() - time.Duration(ticks)*time.Second/perSecond
 }
 
 // endProcess asks an agent to remove itself, and kills it where it does not.
@@ -136,12 +175,22 @@ func findFolders(add func(string, thing)) {
 				continue
 			}
 			seen[path] = true
-			alive := ""
+			settling := ""
 			// The executable is gone once an agent runs: with one, somebody may be about to start it.
-			if _, err := os.Lstat(filepath.Join(path, "agent")); err == nil && time.Since(info.ModTime()) < settling {
-				alive = "it is being set up"
+			if _, err := os.Lstat(filepath.Join(path, "agent")); err == nil && time.Since(info.ModTime()) < settlingTime {
+				settling = "it is being set up"
 			}
-			add(run, thing{kind: Folder, name: path, remove: func() error { return os.RemoveAll(path) }, alive: alive})
+			add(run, thing{kind: Folder, name: path, remove: func() error { return os.RemoveAll(path) }, settling: settling, folder: path})
+		}
+	}
+}
+
+// findFiles finds what agents left for the next boot.
+func findFiles(add func(string, thing)) {
+	matches, _ := filepath.Glob(filepath.Join(atboot.Folder, config.Prefix+"*"))
+	for _, path := range matches {
+		if run := atboot.RunOf(path); run != "" && path == atboot.Path(run) {
+			add(run, thing{kind: File, name: path, remove: func() error { return atboot.Remove(run, false) }})
 		}
 	}
 }

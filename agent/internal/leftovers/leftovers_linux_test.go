@@ -124,7 +124,7 @@ func TestANamedRunIsRemovedWhateverItsState(t *testing.T) {
 func TestAFailureIsToldAndTheRestRemoved(t *testing.T) {
 	run, folder := leave(t, false, 0)
 	all, err := Remove(Request{Run: run, Firewall: &wall{rules: []firewall.Rule{{Name: config.Prefix + run}}, refuses: true}})
-	if err != nil || len(all) != 2 || all[0].State != Removed || all[1].State != Failed || all[1].Detail != "refused" {
+	if err != nil || len(all) != 2 || all[0].State != Removed || all[1].State != Failed || all[1].Detail != "refused (no agent of it runs any more)" {
 		t.Error(all, err)
 	}
 	if _, err := os.Stat(folder); !os.IsNotExist(err) {

@@ -564,7 +564,7 @@ func (t *Table) End() {
 		}
 		p.forget()
 	}
-	endAll()
+	Outlive()
 }
 
 // programOf is the name of the program that a request starts, without what may be secret.

@@ -212,6 +212,17 @@ func (t *tree) forget() {
 	}
 }
 
+// KillTree ends the tree of a process that an agent which is no more has started. The caller holds the process, so that its id is
+// nobody else's.
+func KillTree(handle string, id int) {
+	if own := ownGroup(); own != "" && (&group{path: filepath.Join(own, groupPrefix+handle)}).kill() {
+		return
+	}
+	for _, one := range append([]int{id}, descendants(id)...) {
+		_ = unix.Kill(one, unix.SIGKILL)
+	}
+}
+
 // descendants finds a session leader's tree in /proc: all that is in its session, and all that descends from those.
 // A grandchild that made a session of its own and whose parent has ended is missed; a control group misses nothing.
 func descendants(leader int) []int {
@@ -263,13 +274,15 @@ type group struct {
 	folder *os.File
 }
 
+const groupPrefix = "execution-"
+
 // newGroup makes a control group for a tree, or gives nil where that cannot be done: no cgroup2, or not ours to divide.
 func newGroup(handle string) *group {
 	own := ownGroup()
 	if own == "" {
 		return nil
 	}
-	path := filepath.Join(own, "execution-"+handle)
+	path := filepath.Join(own, groupPrefix+handle)
 	if os.Mkdir(path, 0o755) != nil {
 		return nil
 	}
@@ -330,13 +343,13 @@ func (g *group) remove() {
 	_ = os.Remove(g.path)
 }
 
-// endAll gives what still runs a place outside of the unit, or the unit would stay listed for as long as they run.
-func endAll() {
+// Outlive gives what still runs a place outside of the unit, or the unit would stay listed for as long as they run.
+func Outlive() {
 	own := ownGroup()
 	if own == "" {
 		return
 	}
-	groups, _ := filepath.Glob(filepath.Join(own, "execution-*"))
+	groups, _ := filepath.Glob(filepath.Join(own, groupPrefix+"*"))
 	for _, path := range groups {
 		g := &group{path: path}
 		if ids := g.members(); len(ids) > 0 {

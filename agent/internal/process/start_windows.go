@@ -231,8 +231,43 @@ func (t *tree) forget() {
 	})
 }
 
-// endAll has nothing to do: what still runs keeps its job until it ends.
-func endAll() {}
+// Outlive has nothing to do: what still runs keeps its job until it ends.
+func Outlive() {}
+
+// KillTree ends the tree of a process that an agent which is no more has started. Its job can be reached no more; its descendants
+// are found by their parents. The caller holds the process, so that its id is nobody else's.
+func KillTree(_ string, id int) {
+	snapshot, err := windows.CreateToolhelp32Snapshot(windows.TH32CS_SNAPPROCESS, 0)
+	if err != nil {
+		return
+	}
+	defer windows.CloseHandle(snapshot)
+	children := make(map[uint32][]uint32)
+	entry := windows.ProcessEntry32{}
+	entry.Size = uint32(unsafe.Sizeof(entry))
+	for err = windows.Process32First(snapshot, &entry); err == nil; err = windows.Process32Next(snapshot, &entry) {
+		children[entry.ParentProcessID] = append(children[entry.ParentProcessID], entry.ProcessID)
+	}
+	killTree(uint32(id), 0, children, make(map[uint32]bool))
+}
+
+// killTree ends a process that is no older than its parent: an older one is the child of somebody whose id the parent has now.
+func killTree(id uint32, born int64, children map[uint32][]uint32, seen map[uint32]bool) {
+	process, err := windows.OpenProcess(windows.PROCESS_TERMINATE|windows.PROCESS_QUERY_LIMITED_INFORMATION, false, id)
+	if err != nil || seen[id] {
+		return
+	}
+	defer windows.CloseHandle(process)
+	seen[id] = true
+	var creation, exit, kernel, user windows.Filetime
+	if windows.GetProcessTimes(process, &creation, &exit, &kernel, &user) != nil || creation.Nanoseconds() < born {
+		return
+	}
+	_ = windows.TerminateProcess(process, killedCode)
+	for _, child := range children[id] {
+		killTree(child, creation.Nanoseconds(), children, seen)
+	}
+}
 
 // anonymousFile makes a file in the folder that is gone once it is closed.
 func anonymousFile(folder string) (*os.File, error) {

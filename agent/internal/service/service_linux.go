@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -22,8 +23,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sojourn.example/agent/internal/agent"
+	"sojourn.example/agent/internal/atboot"
 	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
+	"sojourn.example/agent/internal/guard"
 )
 
 // readyDescriptor is the daemon's end of the pipe whose closing tells launch that ready.json is there (or that the daemon died).
@@ -59,8 +62,22 @@ func Serve(version string, arguments []string) int {
 		return fail(err)
 	}
 	stop := stopAsked()
-	a, err := agent.Start(c, folder, kind, version)
+	charge := guard.Charge{Run: c.Run, Folder: folder, ServiceKind: kind}
+	if kind == KindSystemd && os.Geteuid() == 0 {
+		// A power loss, or a kernel's crash: the folder is the one thing of the agent that outlives it.
+		if charge.AtBootMade, err = atboot.Write(c.Run, folder); err != nil {
+			log.Printf("%s would stay if the target lost its power: %v", folder, err)
+		} else {
+			charge.AtBoot = true
+		}
+	}
+	watch := startGuard(charge)
+	a, err := agent.Start(agent.Settings{Config: c, Folder: folder, ServiceKind: kind, Version: version, Guard: watch})
 	if err != nil {
+		if charge.AtBoot {
+			_ = atboot.Remove(c.Run, charge.AtBootMade)
+		}
+		watch.StandDown()
 		return fail(err)
 	}
 	// From here on nothing but the folder is on the disk: a reboot leaves no executable behind.
@@ -71,11 +88,24 @@ func Serve(version string, arguments []string) int {
 	a.Wait(stop, stopPatience)
 	notify("STOPPING=1")
 	a.End()
-	if err := os.RemoveAll(folder); err != nil {
-		log.Printf("removing %s: %v", folder, err)
-		return 1
+	if kind == KindSystemd {
+		a.Removed("the service "+c.Name(), nil) // it ends with this process
 	}
-	return 0
+	code := 0
+	if charge.AtBoot {
+		if err := atboot.Remove(c.Run, charge.AtBootMade); err != nil {
+			a.Removed("the file "+atboot.Path(c.Run), err)
+			code = 1
+		}
+	}
+	err = os.RemoveAll(folder)
+	a.Removed("the folder "+folder, err)
+	if err != nil {
+		code = 1
+	}
+	a.Tell()
+	watch.StandDown()
+	return code
 }
 
 // stopAsked is closed when the service manager, or anybody with kill(1), wants the agent to end.
@@ -154,6 +184,7 @@ func launch(in io.Reader, folder string) (*config.Ready, error) {
 	if self, err := os.Executable(); err == nil {
 		executable = self
 	}
+	awaitEarlier(executable)
 	started := startService(c, executable, readyPath)
 	raw, err = os.ReadFile(readyPath)
 	if err != nil { // it died before it could say why
@@ -171,6 +202,33 @@ func launch(in io.Reader, folder string) (*config.Ready, error) {
 		return nil, catalogue.New("SD-406", "detail", started.Error())
 	}
 	return &ready, nil
+}
+
+// earlierPatience is how long launch waits for what is still there of an earlier agent in the same place.
+const earlierPatience = 10 * time.Second
+
+// awaitEarlier waits for the end of an earlier agent of this run, or of its guard, whose executable in this place was unlinked long
+// ago. Its folder was its last; what is left of it is its exit, and its unit's name, which must be free.
+func awaitEarlier(executable string) {
+	deadline := time.Now().Add(earlierPatience)
+	links, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err != nil || target != executable+" (deleted)" {
+			continue
+		}
+		id, _ := strconv.Atoi(filepath.Base(filepath.Dir(link)))
+		process, err := unix.PidfdOpen(id, 0)
+		if err != nil {
+			continue
+		}
+		for {
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, max(0, int(time.Until(deadline).Milliseconds())))
+			if err != unix.EINTR {
+				break
+			}
+		}
+		unix.Close(process)
+	}
 }
 
 // startService prefers a unit; where systemd does not take one, and nothing of the agent has spoken yet, a daemon does as well.
@@ -221,7 +279,7 @@ func startUnit(c *config.Config, executable string) error {
 		// Through a shell: SELinux has init start a shell in an unconfined domain, where /tmp/... would stay in init_t.
 		"/bin/sh", "-c", "exec " + quote(executable) + " serve",
 	}
-	for {
+	for deadline := time.Now().Add(earlierPatience); ; {
 		command := exec.Command("systemd-run", arguments...)
 		command.Env = append(os.Environ(), "LC_ALL=C")
 		text, err := command.CombinedOutput()
@@ -234,10 +292,17 @@ func startUnit(c *config.Config, executable string) error {
 			continue
 		}
 		_ = exec.Command("systemctl", "reset-failed", c.Name()+".service").Run()
+		if bytes.Contains(text, []byte("already")) && time.Now().Before(deadline) {
+			<-time.After(unitPause) // of an agent that was killed a moment ago: systemd lets go of it once nothing is in it
+			continue
+		}
 		first, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
 		return fmt.Errorf("systemd-run: %v: %s", err, first)
 	}
 }
+
+// unitPause is between the tries for a unit whose name is still taken.
+const unitPause = 100 * time.Millisecond
 
 // quote makes a word of a shell command line.
 func quote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }

@@ -8,7 +8,7 @@ import (
 	"log"
 	"os"
 	"path/filepath"
-	"syscall"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/windows"
@@ -17,6 +17,10 @@ import (
 	"sojourn.example/agent/internal/agent"
 	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
+	"sojourn.example/agent/internal/guard"
+	"sojourn.example/agent/internal/lease"
+	"sojourn.example/agent/internal/removal"
+	"sojourn.example/agent/internal/systemlog"
 )
 
 // Serve is the agent as a service. It returns when the agent has taken back all but its folder, which goes once it has ended.
@@ -26,7 +30,7 @@ func Serve(version string, _ []string) int {
 		return 1
 	}
 	// For a service with a process of its own the manager takes any name; the folder has the service's.
-	if err := svc.Run(filepath.Base(folder), &handler{folder, version}); err != nil {
+	if err := svc.Run(filepath.Base(folder), &handler{folder: folder, version: version}); err != nil {
 		fmt.Fprintln(os.Stderr, "serve is for the service control manager:", err)
 		return 1
 	}
@@ -35,6 +39,7 @@ func Serve(version string, _ []string) int {
 
 type handler struct {
 	folder, version string
+	guard           *guard.Guard
 }
 
 // restartPause is between the tries to start after a reboot.
@@ -52,10 +57,12 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 	a, err := h.start()
 	if err != nil {
 		report(h.folder, refused(err))
+		h.guard.StandDown()
 		return true, didNotStart
 	}
 	if a == nil { // after a reboot, in vain
-		h.remove()
+		h.remove(func(string, error) {})
+		h.guard.StandDown()
 		return false, 0
 	}
 	report(h.folder, a.Ready())
@@ -84,7 +91,9 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 		case <-ended:
 			status <- svc.Status{State: svc.StopPending, WaitHint: 30000}
 			a.End()
-			h.remove()
+			h.remove(a.Removed)
+			a.Tell()
+			h.guard.StandDown() // before this process ends: its executable is in the folder, which is deleted then
 			return false, 0
 		}
 	}
@@ -95,19 +104,32 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 // tries for as long as a lease lasts, and then gives up for good (nil, nil).
 func (h *handler) start() (*agent.Agent, error) {
 	_, noReady := os.Stat(filepath.Join(h.folder, config.ReadyName))
+	inVain := func(err error) {
+		systemlog.New().Say(true, fmt.Sprintf("Run %s: the target was restarted, and the agent could not start again: %v. It removes itself.",
+			strings.TrimPrefix(filepath.Base(h.folder), config.Prefix), err))
+	}
 	c, err := config.Load(h.folder)
 	if err != nil {
 		if noReady == nil {
+			inVain(err)
 			return nil, nil
 		}
 		return nil, err
 	}
+	// Before anything that takes time: the record of an earlier boot would make this agent seem dead.
+	if err := lease.NewRecord(c.Lease(), 0).Save(h.folder); err != nil {
+		log.Printf("writing the lease down: %v", err)
+	}
+	h.guard = startGuard(guard.Charge{Run: c.Run, Folder: h.folder, ServiceKind: KindWindows})
 	for deadline := time.Now().Add(c.Lease()); ; {
-		a, err := agent.Start(c, h.folder, KindWindows, h.version)
+		a, err := agent.Start(agent.Settings{
+			Config: c, Folder: h.folder, ServiceKind: KindWindows, Version: h.version, Guard: h.guard, Restarted: noReady == nil,
+		})
 		if err == nil || noReady != nil {
 			return a, err
 		}
 		if time.Now().After(deadline) {
+			inVain(err)
 			return nil, nil
 		}
 		<-time.After(restartPause)
@@ -115,13 +137,10 @@ func (h *handler) start() (*agent.Agent, error) {
 }
 
 // remove takes back what only the service knows of: itself and its folder.
-func (h *handler) remove() {
-	if err := deleteService(filepath.Base(h.folder)); err != nil {
-		log.Printf("deleting the service: %v", err)
-	}
-	if err := deleteFolderAfterwards(h.folder); err != nil {
-		log.Printf("deleting the folder: %v", err)
-	}
+func (h *handler) remove(removed func(what string, err error)) {
+	name := filepath.Base(h.folder)
+	removed("the service "+name, removal.Service(name))
+	removed("the folder "+h.folder, removal.FolderAfterwards(h.folder))
 }
 
 // own gives the folder to LocalSystem and the administrators alone: elsewhere under the system's folder every user may read,
@@ -137,62 +156,6 @@ func own(folder string) error {
 	}
 	return windows.SetNamedSecurityInfo(folder, windows.SE_FILE_OBJECT,
 		windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, list, nil)
-}
-
-// deleteService marks the service for deletion; it is gone once it has stopped and nobody holds it open.
-func deleteService(name string) error {
-	manager, err := windows.OpenSCManager(nil, nil, windows.SC_MANAGER_CONNECT)
-	if err != nil {
-		return err
-	}
-	defer windows.CloseServiceHandle(manager)
-	wide, err := windows.UTF16PtrFromString(name)
-	if err != nil {
-		return err
-	}
-	service, err := windows.OpenService(manager, wide, windows.DELETE)
-	if err != nil {
-		return err
-	}
-	defer windows.CloseServiceHandle(service)
-	return windows.DeleteService(service)
-}
-
-// held keeps the agent's end of the pipe open until the process ends; a collected os.File would close it.
-var held *os.File
-
-// deleteFolderAfterwards starts the one who deletes the folder. A running executable cannot be deleted on Windows; this
-// cmd.exe waits for the end of its standard input, and that is the end of the agent, however it comes. The system may let
-// go of the executable an instant later than of the pipe, or a scanner may hold it: hence the tries, a second apart.
-func deleteFolderAfterwards(folder string) error {
-	system, err := windows.GetSystemDirectory()
-	if err != nil {
-		return err
-	}
-	reader, writer, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer reader.Close()
-	nothing, err := os.OpenFile("NUL", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer nothing.Close()
-	executable := filepath.Join(system, "cmd.exe")
-	quoted := `"` + folder + `"` // no quote can be in a Windows path
-	line := `"` + executable + `" /d /q /c "set /p end= & for /l %i in (1,1,30) do if exist ` + quoted +
-		` (rd /s /q ` + quoted + ` & if exist ` + quoted + ` "` + filepath.Join(system, "ping.exe") + `" -n 2 127.0.0.1)"`
-	process, err := os.StartProcess(executable, nil, &os.ProcAttr{
-		Dir:   filepath.VolumeName(system) + `\`,
-		Files: []*os.File{reader, nothing, nothing},
-		Sys:   &syscall.SysProcAttr{CmdLine: line, HideWindow: true, CreationFlags: windows.CREATE_NO_WINDOW},
-	})
-	if err != nil {
-		return err
-	}
-	held = writer
-	return process.Release()
 }
 
 // Launch is for Linux: on Windows the way in starts the service by the service control manager.

@@ -1,0 +1,69 @@
+// This file is the guard on Windows.
+
+package guard
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/windows"
+
+	"sojourn.example/agent/internal/config"
+	"sojourn.example/agent/internal/removal"
+)
+
+func spawn(pipe *os.File, folder string) (*os.Process, error) {
+	nothing, err := os.OpenFile("NUL", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer nothing.Close()
+	executable, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return os.StartProcess(executable, []string{executable, Command}, &os.ProcAttr{
+		Dir:   filepath.VolumeName(folder) + `\`, // or the folder could not be deleted
+		Files: []*os.File{pipe, nothing, nothing},
+		Sys:   &syscall.SysProcAttr{HideWindow: true, CreationFlags: windows.CREATE_NO_WINDOW},
+	})
+}
+
+func settle() {}
+
+// held is a process by its handle.
+type held struct{ process windows.Handle }
+
+// hold gives nil where the process has ended.
+func hold(id int) *held {
+	process, err := windows.OpenProcess(windows.SYNCHRONIZE, false, uint32(id))
+	if err != nil {
+		return nil
+	}
+	return &held{process}
+}
+
+func (h *held) release() { windows.CloseHandle(h.process) }
+
+func (h *held) ended() bool {
+	event, err := windows.WaitForSingleObject(h.process, 0)
+	return err != nil || event == windows.WAIT_OBJECT_0
+}
+
+func (h *held) wait() { _, _ = windows.WaitForSingleObject(h.process, windows.INFINITE) }
+
+// removeRest removes all but the rules. The folder goes once the guard, whose executable is in it, has ended.
+func removeRest(c *Charge, report func(what string, there bool, err error)) {
+	name := config.Prefix + c.Run
+	err := removal.Service(name)
+	if errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST) || errors.Is(err, windows.ERROR_SERVICE_MARKED_FOR_DELETE) {
+		report("the service "+name, false, nil)
+	} else {
+		report("the service "+name, true, err)
+	}
+	if _, err := os.Lstat(c.Folder); err == nil {
+		report("the folder "+c.Folder, true, removal.FolderAfterwards(c.Folder))
+	}
+}
