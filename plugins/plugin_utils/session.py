@@ -88,7 +88,9 @@ class Session:
         self._wake = threading.Condition()
         self._released: list[str] = []
         self._keeping = False
-        #: Installations that are under way.
+        #: What the last removal came to.
+        self._removal: dict[str, t.Any] = {}
+        #: Processes that are under way.
         self._jobs: set[Job] = set()
 
     # Deploying
@@ -163,6 +165,8 @@ class Session:
             begin = now
 
         way_in.connect()
+        if self._ended.is_set():  # while this target kept us waiting
+            raise self._error('SD-503', 'deploying the agent', detail='the run has ended')
         lap('connect')
         record = session_file.Record(session_file.target_hash(target), self.run, self.token, self._owner, self._credentials.pem.decode('ascii'))
         file = session_file.keep(record)
@@ -563,7 +567,10 @@ class Session:
                 job.leave()
         if waited and not self._await_jobs(report):
             return {'changed': False, 'removed': []}
-        return self.remove()
+        earlier = self._removal
+        result = self.remove()
+        # One that a task had begun, and whose caller did not live to hear of it, is this run's end as well.
+        return self._removal if not result['changed'] and self._removal is not earlier else result
 
     def _await_jobs(self, report: Report) -> bool:
         """Waits for installations. Meanwhile a new run of this user may take the session over: False where it has."""
@@ -615,6 +622,7 @@ class Session:
         if self._file is not None:
             self._file.remove()
             self._file = None
+        self._removal = result
         return result
 
     def _remove(self, reached: list[WayIn]) -> dict[str, t.Any]:

@@ -59,7 +59,7 @@ _PLACE = '; '.join((
     "trap '' HUP PIPE",
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
     'if mkdir "$f" 2>/dev/null; then '
-    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#\041/bin/sh\nexit 0\n" > "$f/agent" && chmod 700 "$f/agent"; then '
+    'if printf "%s" "$s" > "$f/' + SESSION_FILE + '" && printf "#\\041/bin/sh\\nexit 0\\n" > "$f/agent" && chmod 700 "$f/agent"; then '
     'if "$f/agent" 2>/dev/null; then g=$f; echo "folder $f"; break; else echo "skip $d is mounted noexec"; fi; '
     'else echo "skip $d is full"; fi; rm -rf "$f"; '
     'elif [ -d "$f" ]; then echo "exists $f"; break; '

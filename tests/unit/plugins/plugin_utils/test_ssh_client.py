@@ -117,26 +117,49 @@ def sh(script: str, *arguments: str, shell: str = "sh", **environment: str) -> s
 
 
 def test_scripts_survive_any_login_shell() -> None:
-    assert len(SCRIPTS) >= 6
+    assert len(SCRIPTS) >= 5
     for name, script in SCRIPTS.items():
         assert "\n" not in script and "!" not in script, name
         assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0, name
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_folder_script(tmp_path: Path, shell: str) -> None:
+def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     full, writable, missing = tmp_path / "not a folder", tmp_path / "with blank", tmp_path / "missing"
     full.touch()
     writable.mkdir()
-    done = sh(way_in_ssh._FOLDER, "sojourn-1", "token", str(missing), str(full), str(writable), shell=shell)
-    assert done.stdout.splitlines() == [f"skip {missing} does not exist", f"skip {full} does not exist", f"folder {writable}/sojourn-1"], done
-    assert (writable / "sojourn-1" / "session").read_text() == "token"
-    assert (writable / "sojourn-1").stat().st_mode & 0o777 == 0o700
-    again = sh(way_in_ssh._FOLDER, "sojourn-1", "other", str(writable), shell=shell)
-    assert again.stdout == f"exists {writable}/sojourn-1\n"
+    executable = b"#!/bin/sh\necho \"$1 with `cat`\"\n"
+    words = [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", str(len(executable))]
+
+    def place(*candidates: Path | str, data: bytes = executable, **environment: str) -> list[str]:
+        done = subprocess.run([*words, *map(str, candidates)], input=data, capture_output=True, env={**os.environ, **environment}, check=False)
+        return done.stdout.decode().splitlines()
+
+    said = place(missing, full, writable, data=executable + b"the config")
+    launched = ["launch with the config"] if os.geteuid() == 0 else []
+    assert said == [
+        f"skip {missing} does not exist", f"skip {full} does not exist", f"folder {writable}/sojourn-1", f"size {len(executable)}", *launched,
+    ]  # fmt: skip
+    folder = writable / "sojourn-1"
+    assert (folder / "session").read_text() == "token" and (folder / "agent").read_bytes() == executable
+    assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "agent").stat().st_mode & 0o777 == 0o700
+    assert place(writable) == [f"exists {writable}/sojourn-1"]
     assert sh(way_in_ssh._WHOSE, f"{writable}/sojourn-1/session", shell=shell).stdout == "token"
-    home = sh(way_in_ssh._FOLDER, "sojourn-2", "t", "", shell=shell, HOME=str(tmp_path))
-    assert home.stdout == f"folder {tmp_path}/sojourn-2\n"
+    assert place("", HOME=str(tmp_path))[0] == f"folder {tmp_path}/sojourn-1"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path, shell: str) -> None:
+    """As when the controller is killed: the input ends early, and nobody listens any more."""
+    process = subprocess.Popen(
+        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout
+    assert process.stdout.readline() == f"folder {tmp_path}/sojourn-1\n".encode()
+    process.stdout.close()
+    process.stdin.write(b"half of it")
+    process.stdin.close()
+    process.wait(10)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -1,0 +1,249 @@
+"""What the fault matrix is made of: a run that is caught in a chosen phase, and the wait until its target is as it was before.
+
+A row of the matrix (test_faults.py) is: begin a run, catch it in a phase, do something bad, let it end, see that its result is true, and
+see that nothing is left within the lease and half a minute. The figures are printed; no row passes or fails by how long it took within that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.integration.conftest import Controller
+from tests.integration.playing import CALLBACKS
+from tests.lab.fixtures import fixtures
+from tests.lab.snapshot import Snapshot, compare, take
+from tests.lab.waiting import wait_for
+
+# Seconds. A lease that allows several renewals on a busy machine, and leaves the matrix quick.
+LEASE = 8
+# The promise: after a fault nothing is left within the lease and half a minute, or as soon as the installation that runs has finished.
+WITHIN = LEASE + 30
+# How long the installer of the matrix takes.
+INSTALLING = 4
+
+PHASES = ("connecting", "uploading", "starting", "copying", "installing", "cleaning")
+
+# Marks that the installer makes when it begins and when it has finished, as the target's disk has them.
+BEGUN, FINISHED = "begun", "finished"
+_MARKS = {"linux": "/var/tmp/sojourn-matrix-", "windows": "/srv/windows/drive_c/windows/temp/sojourn-matrix-"}
+
+
+def mark(target: Any, name: str) -> str:
+    """Where a mark of the installer is on the target's disk."""
+    return f"{_MARKS[target.kind]}{name}"
+
+
+def marked(target: Any, name: str) -> bool:
+    """Whether the installer has made it."""
+    return target.exec(["test", "-e", mark(target, name)], check=False).returncode == 0
+
+
+def forget_marks(target: Any) -> None:
+    """Takes the marks, which are the installer's and not the product's, off the target."""
+    target.exec(["sh", "-c", f"rm -f {_MARKS[target.kind]}*"])
+
+
+def package(target: Any, folder: Path, *, seconds: float = INSTALLING, megabytes: int = 0) -> dict[str, Any]:
+    """An entry of `packages`: an installer that marks its begin, takes its time, and marks its end; as large as asked for."""
+    windows = target.kind == "windows"
+
+    def path(name: str) -> str:
+        return rf"C:\windows\temp\sojourn-matrix-{name}" if windows else mark(target, name)
+
+    source = fixtures()["zip-windows" if windows else "behave"]
+    words = ["--line", "it begins", "--write", path(BEGUN), "--sleep", str(seconds), "--write", path(FINISHED), "--line", "it has finished"]
+    entry: dict[str, Any] = {"arguments": words, "creates": path(FINISHED), "timeout": 300}
+    if windows:
+        entry |= {"src": str(source), "entry": "setup.exe", "kind": "zip"}
+        if megabytes:
+            entry["src"] = str(_padded_zip(source, folder, megabytes))
+    else:
+        file = folder / "matrix.sh"
+        file.write_bytes(source.read_bytes() + b"exit 0\n" + os.urandom(megabytes << 20))
+        entry |= {"src": str(file), "kind": "sh"}
+    return entry
+
+
+def _padded_zip(source: Path, folder: Path, megabytes: int) -> Path:
+    """The same archive with ballast in it that does not compress."""
+    import shutil
+    import zipfile
+
+    padded = folder / "matrix.zip"
+    shutil.copy(source, padded)
+    with zipfile.ZipFile(padded, "a", zipfile.ZIP_STORED) as archive:
+        archive.writestr("ballast", os.urandom(megabytes << 20))
+    return padded
+
+
+class Attempt:
+    """A run of ansible-playbook against one target, and what is seen of it from outside."""
+
+    def __init__(self, controller: Controller, target: Any, folder: Path) -> None:
+        self.controller = controller
+        self.target = target
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+        self._record = folder / "results.jsonl"
+        self._output = folder / "output"
+
+    def begin(self, tasks: list[dict[str, Any]], *words: str, environment: dict[str, str] | None = None, **keywords: Any) -> Attempt:
+        """Starts ansible-playbook with these tasks."""
+        play = self.folder / "play.yml"
+        play.write_text(yaml.safe_dump([{"hosts": self.target.name, "gather_facts": False, "tasks": tasks, **keywords}], sort_keys=False))
+        self._record.unlink(missing_ok=True)
+        self.process = self.controller.start("ansible-playbook", str(play), *words, output=self._output, environment=self.environment | (environment or {}))
+        return self
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a run of the matrix has in its environment."""
+        return {
+            "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
+            "ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle",
+            "SOJOURN_TEST_RESULTS": str(self._record),
+            "SOJOURN_LEASE_SECONDS": str(LEASE),
+            "SOJOURN_RECONNECT_TIMEOUT": str(WITHIN),
+            "SOJOURN_CONNECTION_TIMEOUT": "5",
+        }
+
+    @property
+    def pid(self) -> int:
+        """Of ansible-playbook."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def broker_pid(self) -> int:
+        """Of its broker."""
+        pid = self._find_broker()
+        assert pid is not None, f"no broker runs:\n{self.output}"
+        return pid
+
+    def _find_broker(self) -> int | None:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    words = (entry / "cmdline").read_bytes().split(b"\0")
+                    if b"--owner" in words and words[words.index(b"--owner") + 1] == str(self.pid).encode():
+                        return int(entry.name)
+        return None
+
+    def wait_over(self, deadline: float) -> None:
+        """Until the broker has ended, after which nothing can come to the target any more."""
+        wait_for("the broker's end", lambda: self._find_broker() is None, max(1.0, deadline - time.monotonic()))
+
+    def end(self, timeout: float = 120) -> int:
+        """Waits for ansible-playbook; its exit code, negative for a signal. It must never show a traceback."""
+        assert self.process is not None
+        code = self.process.wait(timeout)
+        assert "Traceback" not in self.output, self.output
+        return code
+
+    def kill(self) -> None:
+        """For a test that failed: nothing of the run goes on."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        return self._output.read_text(errors="replace") if self._output.exists() else ""
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The results of its tasks so far."""
+        return [json.loads(line) for line in self._record.read_text().splitlines()] if self._record.exists() else []
+
+    # Phases
+
+    @property
+    def agent_folder(self) -> str:
+        """The agent's folder on the target's disk, as a shell pattern."""
+        return "/tmp/sojourn-????????????" if self.target.kind == "linux" else "/srv/windows/drive_c/windows/sojourn-????????????"
+
+    def has(self, pattern: str, size: int = 0) -> bool:
+        """Whether something in the agent's folder is there and larger than so many bytes."""
+        script = f'for f in {self.agent_folder}/{pattern}; do s=$(stat -c %s "$f" 2>/dev/null) && [ "$s" -gt {size} ] && exit 0; done; exit 1'
+        return self.target.exec(["sh", "-c", script], check=False).returncode == 0
+
+    def wait(self, what: str, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Waits for something to be seen on the target; a run that ended before says how."""
+        def seen() -> bool:
+            ended = self.process is not None and self.process.poll() is not None
+            if condition():
+                return True
+            assert not ended, f"the run ended before {what}:\n{self.output}"
+            return False
+
+        wait_for(what, seen, seconds, first=0.02)
+
+    def wait_installing(self) -> None:
+        """Until the installer has begun."""
+        self.wait("the installer's begin", lambda: marked(self.target, BEGUN))
+
+    @contextlib.contextmanager
+    def caught(self, phase: str, tasks: list[dict[str, Any]] | None = None, **keywords: Any) -> Iterator[None]:
+        """Begins a run that installs the matrix's package, and gives control when it is in the phase; the phase is held until the context ends."""
+        copying = phase == "copying"
+        install = {"sojourn.deploy.packages": {"packages": [package(self.target, self.folder, megabytes=40 if copying else 0)]}}
+        after = {"sojourn.deploy.agent": {"state": "absent"}}
+        with contextlib.ExitStack() as stack:
+            if phase == "connecting":
+                stack.enter_context(self.target.cut_off())
+            elif phase == "uploading":
+                stack.enter_context(self.target.slow("12mbit"))
+            elif phase in ("starting", "cleaning"):
+                tool = stack.enter_context(self.target.firewall_tool(holds="open" if phase == "starting" else "close"))
+            self.begin(tasks or [install, after], **keywords)
+            if phase == "connecting":
+                self.wait("a connection that gets no answer", self._is_connecting)
+            elif phase == "uploading":
+                self.wait("a part of the agent", lambda: self.has("agent*", 100_000))
+            elif phase in ("starting", "cleaning"):
+                tool.wait_held(60)
+            elif copying:
+                self.wait("the agent", lambda: self.has("lease.json"))
+                stack.enter_context(self.target.slow("40mbit"))
+                self.wait("a part of the package", lambda: self.has("install-*/*-part", 100_000))
+            else:
+                self.wait_installing()
+            yield
+
+    def _is_connecting(self) -> bool:
+        wanted = self.target.addresses.as_seen_from_the_lab("ipv6")
+        return wanted in self.controller.lab.run(["ss", "-Htn", "state", "syn-sent"]).stdout
+
+
+class Watch:
+    """How a target was before; and how long it takes until it is so again."""
+
+    def __init__(self, target: Any, patterns: tuple[str, ...] = ()) -> None:
+        self.target = target
+        self._patterns = (*patterns, f"files: {mark(target, '*')}")
+        self.before: Snapshot = take(target)
+
+    def differences(self) -> list[str]:
+        """What is not as it was."""
+        return [str(difference) for difference in compare(self.before, take(self.target, settle=2), self._patterns)]
+
+    def wait_clean(self, since: float, within: float = WITHIN) -> float:
+        """Waits until nothing is left; seconds since then. Fails with what is left when the promised time is over."""
+        while True:
+            left = self.differences()
+            now = time.monotonic()
+            if not left:
+                return now - since
+            assert now - since < within, f"{within:.0f} s after the fault there is still:\n" + "\n".join(left)
+            # Nothing announces that the last trace of another system's service is gone.
+            time.sleep(0.25)
