@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,10 @@ from typing import Any
 
 import yaml
 
-from tests.integration.conftest import Controller
+from tests.integration.conftest import Controller, kill
 from tests.integration.playing import CALLBACKS
 from tests.lab.fixtures import fixtures
+from tests.lab.processes import Process
 from tests.lab.snapshot import Snapshot, compare, take
 from tests.lab.waiting import wait_for
 
@@ -30,7 +33,20 @@ WITHIN = LEASE + 30
 # How long the installer of the matrix takes.
 INSTALLING = 4
 
+# Runs a command that has no room for its private files.
+_FULL_DISK = """
+folder=$(mktemp -d)
+mount -t tmpfs -o size=64k,mode=0700 none "$folder"
+head -c 64k /dev/zero > "$folder/fill" 2> /dev/null || true
+export XDG_RUNTIME_DIR="$folder" XDG_STATE_HOME="$folder/state"
+mkdir "$folder/state"
+exec "$@"
+"""
+
 PHASES = ("connecting", "uploading", "starting", "copying", "installing", "cleaning")
+
+# A task that puts the agent there.
+AGENT: dict[str, Any] = {"sojourn.deploy.agent": {}}
 
 # Marks that the installer makes when it begins and when it has finished, as the target's disk has them.
 BEGUN, FINISHED = "begun", "finished"
@@ -85,6 +101,20 @@ def _padded_zip(source: Path, folder: Path, megabytes: int) -> Path:
     return padded
 
 
+class Gate:
+    """A task at which a run waits until the test lets it go on; it touches no target."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        os.mkfifo(path)
+        self.task = {"name": "gate", "ansible.builtin.command": ["cat", str(path)], "delegate_to": "localhost", "connection": "local"}
+        self.task["vars"] = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+
+    def open(self) -> None:
+        """Lets it go on, once it has come here."""
+        self._path.write_bytes(b"")
+
+
 class Attempt:
     """A run of ansible-playbook against one target, and what is seen of it from outside."""
 
@@ -93,16 +123,35 @@ class Attempt:
         self.target = target
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
+        self._runner = False
+        self._runs_playbook = 0
         self._record = folder / "results.jsonl"
         self._output = folder / "output"
 
-    def begin(self, tasks: list[dict[str, Any]], *words: str, environment: dict[str, str] | None = None, **keywords: Any) -> Attempt:
-        """Starts ansible-playbook with these tasks."""
+    def begin(self, tasks: list[dict[str, Any]], *words: str, environment: dict[str, str] | None = None, runner: bool = False, full_disk: bool = False,
+              **keywords: Any) -> Attempt:
+        """Starts ansible-playbook with these tasks; by ansible-runner, or with no room for its private files, if asked for."""
         play = self.folder / "play.yml"
         play.write_text(yaml.safe_dump([{"hosts": self.target.name, "gather_facts": False, "tasks": tasks, **keywords}], sort_keys=False))
         self._record.unlink(missing_ok=True)
-        self.process = self.controller.start("ansible-playbook", str(play), *words, output=self._output, environment=self.environment | (environment or {}))
+        command = ["ansible-playbook", str(play), *words]
+        if full_disk:
+            command = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _FULL_DISK, "sh", *command]
+        if runner:
+            command = [sys.executable, str(Path(__file__).with_name("run_by_runner.py")), str(self.folder / "runner"), str(play)]
+        self._runner = runner
+        self.process = self.controller.start(*command, output=self._output, environment=self.environment | (environment or {}))
         return self
+
+    def gate(self) -> Gate:
+        """See there."""
+        return Gate(self.folder / "gate")
+
+    def pause(self, seconds: float) -> None:
+        """Lets time pass, where time itself is the fault; a run that ends meanwhile is left to its end."""
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -120,7 +169,63 @@ class Attempt:
     def pid(self) -> int:
         """Of ansible-playbook."""
         assert self.process is not None
-        return self.process.pid
+        if not self._runner:
+            return self.process.pid
+        for child in Process(self.process.pid, 0).children():
+            with contextlib.suppress(OSError):
+                if b"ansible-playbook" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    self._runs_playbook = child
+        return self._runs_playbook
+
+    def cancel(self) -> None:
+        """Has ansible-runner cancel the run, as a user of AWX does."""
+        (self.folder / "runner/cancel").touch()
+
+    @property
+    def runner_status(self) -> str:
+        """What ansible-runner says in the end."""
+        return (self.folder / "runner/status").read_text()
+
+    @property
+    def broker_folder(self) -> Path:
+        """Of its broker."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
+
+        return Path(broker_client.run_folder(self.pid))
+
+    # The agent
+
+    def agents(self) -> set[int]:
+        """The processes of agents on the target: not their guards."""
+        return {process.pid for process in self.target.processes() if re.search(r"sojourn-[0-9a-f]{12}[/\\\\]agent(\.exe)?\W+serve", process.command)}
+
+    def kill_agent(self) -> set[int]:
+        """As the kernel does when memory runs out; which they were."""
+        found = self.agents()
+        assert found, "no agent runs"
+        for pid in found:
+            kill(pid)
+        return found
+
+    def runs(self) -> set[str]:
+        """The runs whose folders are on the target."""
+        done = self.target.exec(["sh", "-c", f"ls -d {self.agent_folder} 2>/dev/null"], check=False)
+        return {line.rpartition("sojourn-")[2] for line in done.stdout.split()}
+
+    @property
+    def run(self) -> str:
+        """The run whose agent is on the target."""
+        (run,) = self.runs()
+        return run
+
+    def wait_for_run_gone(self, run: str) -> None:
+        """Until a run's folder is no longer there."""
+        wait_for(f"the end of run {run}", lambda: run not in self.runs(), WITHIN)
+
+    @property
+    def package_size(self) -> int:
+        """Of the large package that was made last."""
+        return (self.folder / ("matrix.zip" if self.target.kind == "windows" else "matrix.sh")).stat().st_size
 
     @property
     def broker_pid(self) -> int:

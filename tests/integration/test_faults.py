@@ -6,6 +6,7 @@ lease, an installation), so the rows run beside each other, each worker on targe
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Controller
-from tests.integration.faults import BEGUN, FINISHED, PHASES, WITHIN, Attempt, Watch, forget_marks, marked
+from tests.integration.faults import AGENT, BEGUN, FINISHED, INSTALLING, LEASE, PHASES, WITHIN, Attempt, Watch, forget_marks, marked, package
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 
@@ -34,11 +35,20 @@ class Row:
         """Now it happens."""
         self.since = time.monotonic()
 
-    def clean(self, more: float = 0, note: str = "") -> None:
-        """Nothing is left within the promised time, and so much more for an installation that is let finish."""
+    def clean(self, more: float = 0, *, note: str = "", over: bool = True) -> None:
+        """Nothing is left within the promised time, and so much more for an installation that is let finish; nor can anything come, once it is over."""
         seconds = self.watch.wait_clean(self.since, WITHIN + more)
-        self.attempt.wait_over(self.since + WITHIN + more)
+        if over:
+            self.attempt.wait_over(self.since + WITHIN + more)
         self.said = f"clean after {seconds:.1f} s{note}"
+
+    def clean_up_by_playbook(self) -> list[dict[str, Any]]:
+        """What the user does where it could not be promised; what was found."""
+        attempt = Attempt(self.attempt.controller, self.attempt.target, self.attempt.folder)
+        attempt.begin([{"sojourn.deploy.cleanup": {}}])
+        assert attempt.end() == 0, attempt.output
+        attempt.wait_over(time.monotonic() + WITHIN)
+        return attempt.results[-1]["result"]["leftovers"]
 
 
 @pytest.fixture
@@ -53,12 +63,26 @@ def attempt(controller: Controller, target: Any, tmp_path: Path) -> Iterator[Att
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, target: Any, capsys: pytest.CaptureFixture[str]) -> Iterator[Row]:
+def row(request: pytest.FixtureRequest, attempt: Attempt, target: Any, capsys: pytest.CaptureFixture[str]) -> Iterator[Row]:
     """Watches the target, and prints the row when it is over."""
-    row = Row(Watch(target))
+    row = Row(attempt, Watch(target))
     yield row
     with capsys.disabled():
         print(f"\n    {request.node.name}: {row.said}")
+
+
+@pytest.fixture
+def linux_only(target: Any) -> None:
+    """A row that does not apply to Windows."""
+    if target.kind != "linux":
+        pytest.skip("of Linux")
+
+
+@pytest.fixture
+def windows_only(target: Any) -> None:
+    """A row that does not apply to Linux."""
+    if target.kind != "windows":
+        pytest.skip("of Windows")
 
 
 # Signals
@@ -85,3 +109,381 @@ def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, n
         assert ": dropped (the run was cut off before it began)" in attempt.output, attempt.output
     if phase not in ("connecting", "uploading", "starting"):
         assert f"{target.name}: removed service sojourn-" in attempt.output, attempt.output
+
+
+@pytest.mark.parametrize("phase", ["copying", "installing"])
+def test_a_second_ctrl_c_ends_the_waiting_and_not_the_clean_up(attempt: Attempt, target: Any, row: Row, phase: str) -> None:
+    with attempt.caught(phase), target.firewall_tool(holds="close") as tool:
+        os.kill(attempt.pid, signal.SIGINT)
+        if phase == "installing":
+            attempt.wait("the waiting", lambda: "waiting until the installation" in attempt.output)
+        else:
+            tool.wait_held()
+        row.fault()
+        os.kill(attempt.pid, signal.SIGINT)
+        assert attempt.end() == 99
+    assert "the clean-up goes on by itself" in attempt.output, attempt.output
+    row.clean()
+    assert marked(target, FINISHED) == (phase == "installing")
+
+
+def test_ansible_runner_cancels(attempt: Attempt, target: Any, row: Row, state_home: Path) -> None:
+    """SIGKILL to the process group: what AWX does. What became of the packages is told by the next run."""
+    with attempt.caught("installing", runner=True):
+        row.fault()
+        attempt.cancel()
+        assert attempt.end() == 0 and attempt.runner_status == "canceled", attempt.output
+    row.clean()
+    assert marked(target, FINISHED)
+    attempt.begin([{"ansible.builtin.meta": "noop"}])
+    assert attempt.end() == 0
+    assert "AN EARLIER RUN WAS CUT OFF" in attempt.output and ": installed (exit code 0: installed)" in attempt.output, attempt.output
+
+
+# The broker
+
+
+@pytest.mark.parametrize("phase", ["copying", "installing"])
+def test_the_broker_is_killed(attempt: Attempt, target: Any, row: Row, phase: str) -> None:
+    with attempt.caught(phase):
+        row.fault()
+        kill(attempt.broker_pid)
+    code = attempt.end()
+    row.clean()
+    if phase == "installing":
+        # A new broker takes the session over, and the task never knows.
+        assert code == 0 and "installed: " in attempt.output, attempt.output
+    else:
+        assert code == 2 and "(SD-902)" in attempt.output and not marked(target, BEGUN), attempt.output
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_playbook_and_broker_are_killed(attempt: Attempt, target: Any, row: Row, phase: str) -> None:
+    """Nobody is left on the controller: the target does it."""
+    with attempt.caught(phase):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+    row.clean(INSTALLING if phase == "installing" else 0)
+    assert marked(target, BEGUN) == marked(target, FINISHED) == (phase in ("installing", "cleaning"))
+
+
+def test_the_brokers_socket_is_deleted(attempt: Attempt, target: Any, row: Row) -> None:
+    gate = attempt.gate()
+    attempt.begin([AGENT, gate.task, {"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    row.fault()
+    (attempt.broker_folder / "socket").unlink()
+    gate.open()
+    assert attempt.end() == 0, attempt.output
+    row.clean()
+    assert marked(target, FINISHED)
+
+
+def test_the_controllers_disk_is_full(attempt: Attempt, target: Any, row: Row) -> None:
+    """Where broker and sessions have their files there is no room for a byte: the run works, only it cannot be taken over."""
+    row.fault()
+    attempt.begin([{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}], full_disk=True)
+    assert attempt.end() == 0, attempt.output
+    row.clean()
+    assert marked(target, FINISHED)
+
+
+# The agent
+
+
+def test_the_agent_is_killed_while_it_installs(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("installing"):
+        row.fault()
+        attempt.kill_agent()
+    code = attempt.end()
+    row.clean(INSTALLING)
+    assert code == 2 and "(SD-712)" in attempt.output and "the agent on the target was ended meanwhile" in attempt.output, attempt.output
+    assert marked(target, FINISHED), "the installer was let finish"
+
+
+def test_the_agent_is_killed_twice(attempt: Attempt, target: Any, row: Row) -> None:
+    """Between two tasks: another one takes its place, before anybody asks for it."""
+    gate = attempt.gate()
+    attempt.begin([AGENT, gate.task, {"name": "after", "ansible.builtin.raw": "echo there"}])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    row.fault()
+    for unused in range(2):
+        known = attempt.kill_agent()
+        attempt.wait("another agent", lambda known=known: attempt.agents() - known)
+        attempt.wait("its answer", lambda: attempt.has("lease.json"))
+    gate.open()
+    assert attempt.end() == 0 and attempt.results[-1]["result"]["stdout"].strip() == "there", attempt.output
+    row.clean()
+
+
+def test_the_agent_is_killed_and_nobody_is_left_on_the_controller(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("installing"):
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        row.fault()
+        attempt.kill_agent()
+    row.clean(INSTALLING)
+    assert marked(target, FINISHED)
+
+
+# The network
+
+
+def test_the_network_is_cut_for_less_than_the_lease(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("installing"):
+        row.fault()
+        with target.cut_off():
+            attempt.wait("the end of the installation", lambda: marked(target, FINISHED))
+    assert attempt.end() == 0 and "installed: " in attempt.output, attempt.output
+    row.clean()
+
+
+def test_the_network_is_cut_for_good(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("installing"), target.cut_off():
+        row.fault()
+        row.clean(INSTALLING, over=False)
+        code = attempt.end(180)
+    assert code == 4 and "UNREACHABLE" in attempt.output, attempt.output
+    assert marked(target, FINISHED), "the target let the installer finish"
+    attempt.wait_over(time.monotonic() + WITHIN)
+
+
+def test_the_network_is_cut_in_the_middle_of_a_package(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("copying"):
+        row.fault()
+        with target.cut_off():
+            attempt.pause(3)
+    assert attempt.end() == 0, attempt.output
+    (result,) = [entry["result"]["results"][0] for entry in attempt.results if "results" in entry["result"]]
+    assert result["state"] == "installed" and result["bytes_sent"] == attempt.package_size
+    row.clean()
+
+
+def test_the_connection_is_reset_while_the_agent_is_uploaded(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("uploading"):
+        row.fault()
+        assert target.reset_connections(target.port) >= 1
+        assert attempt.end() == 4, attempt.output
+        assert "UNREACHABLE" in attempt.output and "(SD-205)" in attempt.output, attempt.output
+        row.clean()
+    assert not marked(target, BEGUN)
+
+
+# Restarts
+
+
+@pytest.mark.parametrize("how", ["reboot", "power cut"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_target_restarts(attempt: Attempt, target: Any, row: Row, phase: str, how: str) -> None:
+    with attempt.caught(phase):
+        row.fault()
+        target.reboot() if how == "reboot" else target.cut()
+    code = attempt.end(180)
+    row.clean()
+    if phase == "installing":
+        assert not marked(target, FINISHED) and code == 2 and "(SD-712)" in attempt.output and "the target restarted meanwhile" in attempt.output, attempt.output
+    assert (code == 0) == marked(target, FINISHED) or phase == "cleaning", attempt.output
+
+
+@pytest.mark.parametrize("how", ["reboot", "power cut"])
+def test_the_target_restarts_between_two_tasks(attempt: Attempt, target: Any, row: Row, how: str) -> None:
+    """The run goes on: on Windows with the same agent, which starts with the system, on Linux with a new one."""
+    gate = attempt.gate()
+    attempt.begin([AGENT | {"name": "before"}, gate.task, {"name": "meanwhile", "ansible.builtin.raw": "echo there"}, AGENT | {"name": "after"}])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    row.fault()
+    if target.kind == "windows" and how == "power cut":
+        attempt.pause(31)  # Wine has not written the registry, and with it the service, to the disk before
+    target.reboot() if how == "reboot" else target.cut()
+    gate.open()
+    assert attempt.end(180) == 0, attempt.output
+    found = {entry["task"]: entry["result"] for entry in attempt.results}
+    before, after = found["before"]["info"], found["after"]["info"]
+    assert found["meanwhile"]["stdout"].strip() == "there"
+    assert before["boot_id"] != after["boot_id"] and before["service_name"] == after["service_name"]
+    row.clean(31)
+
+
+@pytest.mark.parametrize("how", ["reboot", "power cut"])
+@pytest.mark.parametrize("phase", ["copying", "installing"])
+def test_the_target_restarts_and_nobody_is_left_on_the_controller(attempt: Attempt, target: Any, row: Row, phase: str, how: str) -> None:
+    with attempt.caught(phase):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        target.reboot() if how == "reboot" else target.cut()
+    row.clean()
+    assert not marked(target, FINISHED)
+
+
+def test_ansibles_own_reboot(attempt: Attempt, linux_only: None, target: Any, row: Row) -> None:
+    attempt.begin([{"name": "restart", "ansible.builtin.reboot": {"reboot_timeout": 120}}, {"name": "after", "ansible.builtin.command": "uptime"}])
+    row.fault()
+    assert attempt.end(200) == 0, attempt.output
+    found = {entry["task"]: entry["result"] for entry in attempt.results}
+    assert found["restart"]["rebooted"] and found["after"]["rc"] == 0
+    row.clean()
+
+
+# The target
+
+
+def test_the_targets_disk_is_full(attempt: Attempt, target: Any, row: Row) -> None:
+    gate = attempt.gate()
+    large = package(target, attempt.folder, megabytes=30)
+    attempt.begin([AGENT, gate.task, {"sojourn.deploy.packages": {"packages": [large]}}])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    with target.fill_disk(1 << 20, **({"at": "/tmp"} if target.kind == "linux" else {})):
+        row.fault()
+        gate.open()
+        assert attempt.end() == 2 and "(SD-402)" in attempt.output, attempt.output
+        attempt.wait_over(time.monotonic() + WITHIN)
+    row.clean()
+    assert not marked(target, BEGUN)
+
+
+def test_the_disk_fills_up_while_it_installs(attempt: Attempt, target: Any, row: Row) -> None:
+    """What the agent would write then, its lease for one, it can do without."""
+    with attempt.caught("installing"):
+        row.fault()
+        with target.fill_disk(0, **({"at": "/tmp"} if target.kind == "linux" else {})):
+            attempt.pause(1)
+            attempt.end()
+            attempt.wait_over(time.monotonic() + WITHIN)
+    row.clean()
+
+
+def test_no_folder_can_be_written(attempt: Attempt, target: Any, row: Row) -> None:
+    windows = target.kind == "windows"
+    row.fault()
+    variables = {} if windows else {"vars": {"ansible_sojourn_remote_folders": ["/var/tmp"]}}
+    with target.read_only() if windows else target.read_only("/var/tmp"):
+        attempt.begin([{"sojourn.deploy.packages": {"packages": [{"src": __file__, "kind": "exe" if windows else "sh"}]}}], **variables)
+        assert attempt.end() == 2 and ("(SD-401)" if windows else "(SD-403)") in attempt.output, attempt.output
+    row.clean()
+
+
+@pytest.mark.parametrize("when", ["open", "close"])
+def test_the_firewall_tool_fails(attempt: Attempt, target: Any, row: Row, when: str) -> None:
+    tasks = [{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}, {"sojourn.deploy.agent": {"state": "absent"}}]
+    row.fault()
+    with target.firewall_tool(fails=when):
+        attempt.begin(tasks)
+        code = attempt.end()
+    if when == "open":
+        assert code == 2 and "(SD-603)" in attempt.output and not marked(target, BEGUN), attempt.output
+    else:
+        assert marked(target, FINISHED) and code == 2 and "(SD-801)" in attempt.output and "firewall rule" in attempt.output, attempt.output
+        row.clean_up_by_playbook()
+    row.clean()
+
+
+def test_the_firewall_tool_fails_for_a_while(attempt: Attempt, target: Any, row: Row) -> None:
+    attempt.begin([{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}, {"sojourn.deploy.agent": {"state": "absent"}}])
+    attempt.wait("the end of the installation", lambda: marked(target, FINISHED))
+    row.fault()
+    with target.firewall_tool(fails="close"):
+        attempt.pause(3)
+    assert attempt.end() == 0, attempt.output
+    row.clean()
+
+
+def test_the_service_is_held_open(attempt: Attempt, windows_only: None, target: Any, row: Row) -> None:
+    """Somebody looks at it in the services' console: it stays marked for deletion, and is gone with that look."""
+    gate = attempt.gate()
+    attempt.begin([AGENT, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    row.fault()
+    with target.hold_service(f"sojourn-{attempt.run}"):
+        gate.open()
+        assert attempt.end() == 2 and "(SD-801)" in attempt.output and "The service sojourn-" in attempt.output, attempt.output
+    row.clean(WITHIN, note=", of which it was held open 30 s and more")
+
+
+@pytest.mark.parametrize("seconds", [3, 40])
+def test_the_agents_file_is_locked(attempt: Attempt, windows_only: None, target: Any, row: Row, seconds: int) -> None:
+    """A scanner has it open: it is tried again; whoever holds it too long is told of, and the next clean-up removes it."""
+    gate = attempt.gate()
+    attempt.begin([AGENT, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    row.fault()
+    with target.lock_file(rf"C:\windows\sojourn-{attempt.run}\agent.exe"):
+        gate.open()
+        attempt.pause(seconds)
+        if seconds > 30:
+            assert attempt.end() == 2 and "(SD-801)" in attempt.output and "The folder" in attempt.output, attempt.output
+    if seconds > 30:
+        row.clean_up_by_playbook()
+    else:
+        assert attempt.end() == 0, attempt.output
+    row.clean(seconds)
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_the_clock_jumps(attempt: Attempt, target: Any, row: Row, days: int) -> None:
+    """A lease counts monotonic time: it neither ends a day early nor lasts a day longer."""
+    gate = attempt.gate()
+    attempt.begin([AGENT, gate.task, {"name": "after", "ansible.builtin.raw": "echo there"}, gate.task])
+    attempt.wait("the agent", lambda: attempt.has("lease.json"))
+    with target.jump_clock(days * 86400, *target.processes_of(attempt.run)):
+        known = attempt.agents()
+        attempt.pause(LEASE * 1.5)
+        gate.open()
+        attempt.wait("the task after it", lambda: len(attempt.results) == 3 + 1)
+        assert attempt.agents() == known, "the agent is the same"
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        row.fault()
+        row.clean(over=False)
+
+
+def test_five_hundred_half_open_connections(attempt: Attempt, target: Any, row: Row) -> None:
+    with attempt.caught("installing"):
+        row.fault()
+        with target.half_open(62286, 500):
+            assert attempt.end() == 0 and "installed: " in attempt.output, attempt.output
+    row.clean()
+
+
+# Company
+
+
+def test_two_runs_of_two_users_one_of_which_is_killed(attempt: Attempt, target: Any, row: Row, tmp_path: Path) -> None:
+    """What lives is left alone by its neighbour's end, and by a clean-up."""
+    (tmp_path / "other").mkdir()
+    other = Attempt(attempt.controller, target, tmp_path / "other")
+    user = {"ansible_user": "operator", "ansible_password": target.password("operator")} if target.kind == "linux" else {}
+    gate = other.gate()
+    try:
+        attempt.begin([AGENT, attempt.gate().task])
+        attempt.wait("the first agent", lambda: attempt.has("lease.json"))
+        first = attempt.run
+        (tmp_path / "vars").write_text(json.dumps(user))
+        other.begin([AGENT, gate.task, {"name": "after", "ansible.builtin.raw": "echo there"}], "-e", f"@{tmp_path}/vars",
+                    environment={"XDG_STATE_HOME": str(tmp_path / "state")})
+        other.wait("the second agent", lambda: len(attempt.runs()) == 2)
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        found = row.clean_up_by_playbook()
+        assert {leftover["state"] for leftover in found} == {"live"}, found
+        attempt.wait_for_run_gone(first)
+        found = row.clean_up_by_playbook()
+        assert found and {leftover["state"] for leftover in found} == {"live"} and first not in {leftover["run"] for leftover in found}, found
+        gate.open()
+        assert other.end() == 0 and other.results[-1]["result"]["stdout"].strip() == "there", other.output
+        other.wait_over(time.monotonic() + WITHIN)
+        row.clean()
+    finally:
+        other.kill()
