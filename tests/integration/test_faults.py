@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import Controller
+from tests.integration.conftest import Controller, kill
 from tests.integration.faults import AGENT, BEGUN, FINISHED, INSTALLING, LEASE, PHASES, WITHIN, Attempt, Watch, forget_marks, marked, package
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
@@ -286,7 +286,8 @@ def test_the_target_restarts(attempt: Attempt, target: Any, row: Row, phase: str
     code = attempt.end(180)
     row.clean()
     if phase == "installing":
-        assert not marked(target, FINISHED) and code == 2 and "(SD-712)" in attempt.output and "the target restarted meanwhile" in attempt.output, attempt.output
+        assert not marked(target, FINISHED) and code == 2, attempt.output
+        assert "(SD-712)" in attempt.output and "the target restarted meanwhile" in attempt.output, attempt.output
     assert (code == 0) == marked(target, FINISHED) or phase == "cleaning", attempt.output
 
 
