@@ -96,6 +96,7 @@ func Start(s Settings) (*Agent, error) {
 	a.server = a.deployment.Server()
 	a.attend()
 	walls.Watch()
+	a.guard.There() // before the executable is unlinked, and before anybody relies on the agent
 	go func() {
 		if err := a.server.Serve(listener, id.Server(c.Fingerprint())); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Printf("serving ended: %v", err)
