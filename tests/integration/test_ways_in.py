@@ -404,11 +404,13 @@ def test_an_agent_that_was_killed_leaves_nothing_though_nobody_comes(controller:
 @pytest.mark.leaves("firewall rules: legacy*", "mounts: *")  # the lab's boot does
 def test_a_target_that_reboots_without_its_controller_is_clean(controller: Controller, target: Any) -> None:
     """On Windows the agent starts again with the target, and nobody comes; on Linux it ends with it."""
-    agent = controller.agent(target, lease_seconds=5 if target.kind == "windows" else 3600)
-    agent.deploy()
+    agent = controller.agent(target, lease_seconds=15 if target.kind == "windows" else 3600)
+    port = agent.deploy()["info"]["port"]
     kill(controller.broker_pid)
     controller.forget()
     target.reboot()
+    if target.kind == "windows":
+        wait_for("the agent to start again", lambda: target.can_connect(port), 15)
     wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 60)
 
 

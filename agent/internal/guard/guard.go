@@ -223,7 +223,6 @@ func (g *guarding) takeBack() int {
 	say := func(warning bool, format string, arguments ...any) {
 		g.log.Say(warning, "Run "+g.charge.Run+": "+fmt.Sprintf(format, arguments...))
 	}
-	say(true, "the agent ended without removing itself: it was killed, or it crashed. Its guard does it.")
 	var gone, left []string
 	report := func(what string, there bool, err error) {
 		if err != nil {
@@ -235,7 +234,11 @@ func (g *guarding) takeBack() int {
 	closeRules := func() (bool, error) {
 		return g.walls.Close(func(r firewall.Rule) bool { return r.Run() == g.charge.Run })
 	}
-	closed, err := closeRules()
+	closed, err := closeRules() // no harm where the system is shutting down: an agent that starts again opens its own
+	if systemEnds(config.Prefix + g.charge.Run) {
+		return 0
+	}
+	say(true, "the agent ended without removing itself: it was killed, or it crashed. Its guard does it.")
 	g.awaitProcesses(say)
 	if g.replaced() {
 		return 0

@@ -41,6 +41,9 @@ func settle() {
 	_ = os.WriteFile("/proc/self/comm", []byte("agent"), 0) // or it would be called 'exe' in lists
 }
 
+// systemEnds tells whether the agent ended because the system does, to start again with it. Here it never does that.
+func systemEnds(string) bool { return false }
+
 // held is a process by its descriptor; on kernels before 5.3 by its id and start.
 type held struct {
 	id, descriptor int
