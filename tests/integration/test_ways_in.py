@@ -401,6 +401,38 @@ def test_an_agent_that_was_killed_leaves_nothing_though_nobody_comes(controller:
     thread.join(30)
 
 
+@pytest.mark.leaves("firewall rules: legacy*", "mounts: *")  # the lab's boot does
+def test_a_target_that_reboots_without_its_controller_is_clean(controller: Controller, target: Any) -> None:
+    """On Windows the agent starts again with the target, and nobody comes; on Linux it ends with it."""
+    agent = controller.agent(target, lease_seconds=15 if target.kind == "windows" else 3600)
+    port = agent.deploy()["info"]["port"]
+    kill(controller.broker_pid)
+    controller.forget()
+    target.reboot()
+    if target.kind == "windows":
+        wait_for("the agent to start again", lambda: target.can_connect(port), 15)
+    wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 60)
+
+
+def test_a_named_run_that_lives_is_removed_by_force_only(controller: Controller, target: Any) -> None:
+    """By another run's agent, as RemoveLeftovers says."""
+    other, mine = Direct(controller, target, "ipv6"), Direct(controller, target, "ipv6")
+    try:
+
+        def remove(**how: Any) -> set[tuple[str, str]]:
+            answer = inside(mine.namespace, lambda: mine.channel.call("RemoveLeftovers", Run=other.run, wait=60, **how))
+            return {(item["state"], item["detail"].partition(" has ")[0]) for item in answer or []}
+
+        assert remove() == {("live", "its lease")}
+        assert remove(DryRun=True, Force=True) == {("removed", "removed by force; its lease")}
+        assert inside(other.namespace, lambda: other.channel.call("GetInfo"))["run"] == other.run
+        assert remove(Force=True) == {("removed", "removed by force; its lease")}
+        assert remove() == set()
+    finally:
+        mine.remove()
+        other.way_in.release()
+
+
 def test_a_killed_agent_is_placed_anew_at_once(direct: Direct) -> None:
     """By a way in that does not wait for the guard of the old one: neither harms the other."""
     from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel

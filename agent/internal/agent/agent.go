@@ -96,6 +96,7 @@ func Start(s Settings) (*Agent, error) {
 	a.server = a.deployment.Server()
 	a.attend()
 	walls.Watch()
+	a.guard.There() // before the executable is unlinked, and before anybody relies on the agent
 	go func() {
 		if err := a.server.Serve(listener, id.Server(c.Fingerprint())); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Printf("serving ended: %v", err)
@@ -225,29 +226,41 @@ func (a *Agent) attend() {
 	a.attended.Go(func() {
 		refresh := time.NewTicker(recordRefresh)
 		defer refresh.Stop()
+		settled := time.NewTimer(recordRefresh)
+		defer settled.Stop()
 		for {
 			select {
 			case <-changed:
+				all, changed = a.deployment.Processes()
+				a.guard.Tell(running(all))
+				settled.Reset(recordPause)
+			case <-settled.C:
+				a.record(unfinished(all))
 			case <-a.lease.Renewals():
-			case <-refresh.C: // it may have slept, and a record that could not be written may be by now
+				a.record(unfinished(all))
+			case <-refresh.C: // the target may have slept, and a record that could not be written may be by now
+				a.record(unfinished(all))
 			case <-a.ending:
 				return
 			}
-			all, changed = a.deployment.Processes()
-			var running []guard.Running
-			for _, s := range all {
-				if !s.Ended {
-					running = append(running, guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill})
-				}
-			}
-			a.guard.Tell(running)
-			a.record(unfinished(all))
 		}
 	})
 }
 
+func running(all []process.Status) (running []guard.Running) {
+	for _, s := range all {
+		if !s.Ended {
+			running = append(running, guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill})
+		}
+	}
+	return running
+}
+
 // recordRefresh is how often the lease's record is compared with the lease.
 const recordRefresh = 10 * time.Second
+
+// recordPause is how long a change of the processes waits for another: most commands are over before it is worth writing down.
+const recordPause = 100 * time.Millisecond
 
 // recordSlack is how far they may be apart, in seconds.
 const recordSlack = 0.5

@@ -48,6 +48,15 @@ func TestWriteAndRemove(t *testing.T) {
 			t.Error("a folder that was made is left", err)
 		}
 	}
+	if err := os.WriteFile(Folder, nil, 0o600); err != nil { // nothing can be put there
+		t.Fatal(err)
+	}
+	if made, err := Write(run, "/tmp/x"); made || err == nil {
+		t.Error(made, err)
+	}
+	if err := os.Remove(Folder); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Mkdir(Folder, 0o755); err != nil {
 		t.Fatal(err)
 	}

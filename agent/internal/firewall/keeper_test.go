@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,15 +15,24 @@ import (
 
 // wall is a firewall that somebody else may reload.
 type wall struct {
+	mu    sync.Mutex
 	rules []Rule
 	fails error
-	opens int
+}
+
+// reload drops everything, and gives what there was.
+func (w *wall) reload() (before []Rule) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before, w.rules = w.rules, nil
+	return before
 }
 
 func (*wall) Kind() string            { return KindNftables }
 func (w *wall) List() ([]Rule, error) { return w.rules, nil }
 func (w *wall) Open(r Rule) (rules []Rule, changed bool, err error) {
-	w.opens++
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.fails != nil {
 		return nil, false, w.fails
 	}
@@ -33,6 +43,8 @@ func (w *wall) Open(r Rule) (rules []Rule, changed bool, err error) {
 	return []Rule{r}, true, nil
 }
 func (w *wall) Close(match func(Rule) bool) (changed bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	before := len(w.rules)
 	w.rules = slices.DeleteFunc(w.rules, match)
 	return len(w.rules) < before, nil
@@ -49,28 +61,30 @@ func TestKeeperOpensAgainWhatAReloadDropped(t *testing.T) {
 			}
 		}
 		k.Watch()
-		w.rules = nil
+		w.reload()
 		time.Sleep(checkPause + time.Second)
-		if want := []Rule{own, further}; !slices.Equal(w.rules, want) {
-			t.Error(w.rules)
+		// What is kept is not the keeper's.
+		if got := w.reload(); !slices.Equal(got, []Rule{own, further}) {
+			t.Error(got)
 		}
-		// What is closed stays closed.
+		time.Sleep(checkPause + time.Second)
 		if changed, err := k.Close(func(r Rule) bool { return r == further }); !changed || err != nil {
 			t.Error(changed, err)
 		}
-		w.rules = nil
+		w.reload()
 		time.Sleep(checkPause + time.Second)
-		if !slices.Equal(w.rules, []Rule{own}) {
-			t.Error(w.rules)
+		if got := w.reload(); !slices.Equal(got, []Rule{own}) {
+			t.Error(got)
 		}
+		time.Sleep(checkPause + time.Second)
 		k.Stop()
 		if changed, err := k.Close(func(r Rule) bool { return r.Run() == "0123456789ab" }); !changed || err != nil {
 			t.Error(changed, err)
 		}
 		k.Check()
 		time.Sleep(time.Minute)
-		if len(w.rules) != 0 {
-			t.Error("opened after the end", w.rules)
+		if got := w.reload(); len(got) != 0 {
+			t.Error("opened after the end", got)
 		}
 	})
 }

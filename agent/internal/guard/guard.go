@@ -57,36 +57,58 @@ type message struct {
 
 // Guard is the agent's end. A nil one is good: the agent goes on without.
 type Guard struct {
-	process *os.Process
+	started chan struct{} // closed once the following are set
+	process *os.Process   // nil: there is none
 	pipe    *os.File
 
 	mu   sync.Mutex
 	told []Running
 }
 
-// Start starts a guard.
-func Start(charge Charge) (*Guard, error) {
+// Start starts a guard, while the agent starts itself: a process takes a slow target a while. Where none can be had that is logged.
+func Start(charge Charge) *Guard {
+	g := &Guard{started: make(chan struct{})}
+	go func() {
+		defer close(g.started)
+		if err := g.start(charge); err != nil {
+			log.Printf("there is no guard: %v", err)
+		}
+	}()
+	return g
+}
+
+func (g *Guard) start(charge Charge) error {
 	reader, writer, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer reader.Close()
-	started, err := spawn(reader, charge.Folder)
+	// Before it is started: it must have its charge however soon this process is killed.
+	if err := json.NewEncoder(writer).Encode(message{Charge: &charge}); err != nil {
+		writer.Close()
+		return err
+	}
+	process, err := spawn(reader, charge.Folder)
 	if err != nil {
 		writer.Close()
-		return nil, err
+		return err
 	}
-	g := &Guard{process: started, pipe: writer}
-	if err := json.NewEncoder(writer).Encode(message{Charge: &charge}); err != nil {
-		g.StandDown()
-		return nil, err
+	g.process, g.pipe = process, writer
+	return nil
+}
+
+// There waits until the guard is there, or will not be.
+func (g *Guard) There() bool {
+	if g == nil {
+		return false
 	}
-	return g, nil
+	<-g.started
+	return g.process != nil
 }
 
 // Tell tells the guard what runs now.
 func (g *Guard) Tell(running []Running) {
-	if g == nil {
+	if !g.There() {
 		return
 	}
 	g.mu.Lock()
@@ -100,7 +122,7 @@ func (g *Guard) Tell(running []Running) {
 
 // StandDown tells the guard that all is done, and waits for its end.
 func (g *Guard) StandDown() {
-	if g == nil {
+	if !g.There() {
 		return
 	}
 	ended := make(chan struct{})
@@ -201,7 +223,6 @@ func (g *guarding) takeBack() int {
 	say := func(warning bool, format string, arguments ...any) {
 		g.log.Say(warning, "Run "+g.charge.Run+": "+fmt.Sprintf(format, arguments...))
 	}
-	say(true, "the agent ended without removing itself: it was killed, or it crashed. Its guard does it.")
 	var gone, left []string
 	report := func(what string, there bool, err error) {
 		if err != nil {
@@ -213,7 +234,11 @@ func (g *guarding) takeBack() int {
 	closeRules := func() (bool, error) {
 		return g.walls.Close(func(r firewall.Rule) bool { return r.Run() == g.charge.Run })
 	}
-	closed, err := closeRules()
+	closed, err := closeRules() // no harm where the system is shutting down: an agent that starts again opens its own
+	if systemEnds(config.Prefix + g.charge.Run) {
+		return 0
+	}
+	say(true, "the agent ended without removing itself: it was killed, or it crashed. Its guard does it.")
 	g.awaitProcesses(say)
 	if g.replaced() {
 		return 0

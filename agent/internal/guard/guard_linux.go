@@ -36,7 +36,13 @@ func spawn(pipe *os.File, folder string) (*os.Process, error) {
 }
 
 // settle: who wants the guard to end says so by SIGTERM, and gets it at once: it has nothing of its own.
-func settle() { signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE) }
+func settle() {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	_ = os.WriteFile("/proc/self/comm", []byte("agent"), 0) // or it would be called 'exe' in lists
+}
+
+// systemEnds tells whether the agent ended because the system does, to start again with it. Here it never does that.
+func systemEnds(string) bool { return false }
 
 // held is a process by its descriptor; on kernels before 5.3 by its id and start.
 type held struct {

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/windows"
 
@@ -31,7 +33,43 @@ func spawn(pipe *os.File, folder string) (*os.Process, error) {
 	})
 }
 
-func settle() {}
+var (
+	setConsoleCtrlHandler = windows.NewLazySystemDLL("kernel32.dll").NewProc("SetConsoleCtrlHandler")
+	getSystemMetrics      = windows.NewLazySystemDLL("user32.dll").NewProc("GetSystemMetrics")
+)
+
+const (
+	shutdownEvent  = 6      // CTRL_SHUTDOWN_EVENT
+	shuttingDown   = 0x2000 // SM_SHUTTINGDOWN
+	shutdownDoubt  = 5 * time.Second
+	shutdownGlance = 100 * time.Millisecond
+)
+
+// told is that the system is shutting down.
+var told atomic.Bool
+
+// settle: who has a console hears of every logging off, and is ended if it does not say that this is not for it.
+func settle() {
+	setConsoleCtrlHandler.Call(windows.NewCallback(func(event uintptr) uintptr {
+		if event == shutdownEvent {
+			told.Store(true)
+		}
+		return 1
+	}), 1)
+}
+
+// systemEnds tells whether the agent ended because the system does: then its service starts it again, and must be there. At a
+// shutdown processes end in any order, and a guard that outlives its agent is ended itself some moments later: it lets those
+// pass. Where somebody else has deleted the service there is nothing to be in doubt of.
+func systemEnds(service string) bool {
+	for deadline := time.Now().Add(shutdownDoubt); time.Now().Before(deadline) && removal.ServiceThere(service); {
+		if now, _, _ := getSystemMetrics.Call(shuttingDown); now != 0 || told.Load() {
+			return true
+		}
+		<-time.After(shutdownGlance)
+	}
+	return false
+}
 
 // held is a process by its handle.
 type held struct{ process windows.Handle }

@@ -4,6 +4,7 @@ package removal
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -28,6 +29,25 @@ func Service(name string) error {
 	}
 	defer windows.CloseServiceHandle(service)
 	return windows.DeleteService(service)
+}
+
+// ServiceThere tells whether there is such a service.
+func ServiceThere(name string) bool {
+	manager, err := windows.OpenSCManager(nil, nil, windows.SC_MANAGER_CONNECT)
+	if err != nil {
+		return true
+	}
+	defer windows.CloseServiceHandle(manager)
+	wide, err := windows.UTF16PtrFromString(name)
+	if err != nil {
+		return false
+	}
+	service, err := windows.OpenService(manager, wide, windows.SERVICE_QUERY_STATUS)
+	if err != nil {
+		return !errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST)
+	}
+	windows.CloseServiceHandle(service)
+	return true
 }
 
 // held keeps this process's end of the pipe open until it ends; a collected os.File would close it.

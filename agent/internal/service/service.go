@@ -10,7 +10,6 @@ import (
 
 	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
-	"sojourn.example/agent/internal/guard"
 )
 
 // Kinds, as in deploy.wsdl.
@@ -38,15 +37,6 @@ func report(folder string, ready *config.Ready) {
 	if err := ready.Save(folder); err != nil {
 		log.Printf("reporting: %v", err)
 	}
-}
-
-// startGuard starts the one who takes back what the agent leaves if it is killed. The agent goes on without where none can be had.
-func startGuard(charge guard.Charge) *guard.Guard {
-	g, err := guard.Start(charge)
-	if err != nil {
-		log.Printf("there is no guard: %v", err)
-	}
-	return g
 }
 
 func refused(err error) *config.Ready { return &config.Ready{Error: catalogue.As(err, "starting")} }

@@ -71,7 +71,7 @@ func Serve(version string, arguments []string) int {
 			charge.AtBoot = true
 		}
 	}
-	watch := startGuard(charge)
+	watch := guard.Start(charge)
 	a, err := agent.Start(agent.Settings{Config: c, Folder: folder, ServiceKind: kind, Version: version, Guard: watch})
 	if err != nil {
 		if charge.AtBoot {

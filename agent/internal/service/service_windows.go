@@ -120,7 +120,7 @@ func (h *handler) start() (*agent.Agent, error) {
 	if err := lease.NewRecord(c.Lease(), 0).Save(h.folder); err != nil {
 		log.Printf("writing the lease down: %v", err)
 	}
-	h.guard = startGuard(guard.Charge{Run: c.Run, Folder: h.folder, ServiceKind: KindWindows})
+	h.guard = guard.Start(guard.Charge{Run: c.Run, Folder: h.folder, ServiceKind: KindWindows})
 	for deadline := time.Now().Add(c.Lease()); ; {
 		a, err := agent.Start(agent.Settings{
 			Config: c, Folder: h.folder, ServiceKind: KindWindows, Version: h.version, Guard: h.guard, Restarted: noReady == nil,
