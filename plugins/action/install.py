@@ -398,18 +398,16 @@ class ActionModule(AgentAction):
 
     def _attend(self, action: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
         """Runs the installer, whatever becomes of the broker meanwhile; and tells, where the agent was lost, what is known."""
-        try:
+        for last in (False, False, True):
             try:
                 return action()
             except SojournError as error:
-                if error.code != 'SD-902' or error.fields.get('detail') != BROKE_OFF:
-                    raise
+                if error.code in ('SD-502', 'SD-503', 'SD-705'):
+                    raise self._lost(error) from None
                 # The broker was killed; a new one takes its session over. The installer is named, so that it is not begun again.
-                return action()
-        except SojournError as error:
-            if error.code not in ('SD-502', 'SD-503', 'SD-705'):
-                raise
-            raise self._lost(error) from None
+                if last or error.code != 'SD-902' or not error.fields.get('detail', '').startswith(BROKE_OFF):
+                    raise
+        raise AssertionError  # not reached
 
     def _lost(self, error: SojournError) -> SojournError:
         """The agent went away while the installer ran: where the target is there again, that is a failed package, not an unreachable host."""

@@ -58,8 +58,9 @@ class _BoundedHandler(logging.StreamHandler):
             return
         text = self.format(record)
         self._left -= len(text) + 1
-        self.stream.write(text + '\n' if self._left > 0 else 'the log is full\n')
-        self.stream.flush()
+        with contextlib.suppress(OSError):  # no room on the disk: nothing may fail of that
+            self.stream.write(text + '\n' if self._left > 0 else 'the log is full\n')
+            self.stream.flush()
 
 
 def _peer_user(connection: socket.socket) -> int:

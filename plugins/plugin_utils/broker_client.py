@@ -280,12 +280,10 @@ class Agent:
               on_event: OnEvent | None = None) -> t.Any:
         host = self.target.host
         try:
-            connection = connect(self.owner_pid, start=start)
+            connection = self._order(call, arguments or {}, start, len(payload))
             if connection is None:
                 return None
             with connection:
-                wire.send_frame(connection, {
-                    'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments or {}, 'payload': len(payload)})
                 for chunk in wire.chunks(payload):
                     wire.send_frame(connection, {'input': True}, chunk)
                 try:
@@ -301,7 +299,27 @@ class Agent:
             error.at(host=host)
             raise
         except (OSError, wire.WireError) as error:
-            raise SojournError('SD-902', host=host, step=call, detail=error, log=log_path(run_folder(self.owner_pid))) from None
+            detail = f'{BROKE_OFF} ({error})'
+            raise SojournError('SD-902', host=host, step=call, detail=detail, log=log_path(run_folder(self.owner_pid))) from None
+
+    def _order(self, call: str, arguments: dict[str, t.Any], start: bool, payload: int) -> socket.socket | None:
+        """A connection on which the broker has been told what to do; None where none runs and none is to be started."""
+        request = {'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments, 'payload': payload}
+        for last in (False, False, True):
+            connection = connect(self.owner_pid, start=start)
+            if connection is None:
+                return None
+            try:
+                wire.send_frame(connection, request)
+                return connection
+            except ConnectionError:  # a broker that is being killed still has its socket for a moment
+                connection.close()
+                if last:
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+        return None
 
     # The agent itself
 

@@ -107,7 +107,7 @@ class Gate:
     def __init__(self, path: Path) -> None:
         self._path = path
         os.mkfifo(path)
-        self.task = {"name": "gate", "ansible.builtin.command": ["cat", str(path)], "delegate_to": "localhost", "connection": "local"}
+        self.task = {"name": "gate", "ansible.builtin.command": {"argv": ["cat", str(path)]}, "delegate_to": "localhost", "connection": "local"}
         self.task["vars"] = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
 
     def open(self) -> None:
