@@ -75,15 +75,18 @@ test: lab-check ## everything
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target checks lab-images $(VENV)/.kerberos install LAB_OPTIONS=--domain
 	@$(MAKE) --no-print-directory pytest
 
+# Processes that run tests, each with a lab of its own: see tests/parallel.py. `make pytest TESTS_AT_ONCE=0` runs them one by one.
+TESTS_AT_ONCE ?= 3
+
 .PHONY: pytest
 pytest: install lab-images $(VENV)/.kerberos
 	@echo "==> unit tests and lab tests"
-	@$(BIN)/python -m pytest tests/unit tests/integration tests/lab
+	@$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) tests/unit tests/integration tests/lab
 	@$(LAB) leftovers
 
 .PHONY: test-unit
 test-unit: install ## what a laptop can run: no root, no lab
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) tests/unit
 
 .PHONY: checks
 checks: ruff agent-test sanity lint importer ## linters, sanity, the agent's tests

@@ -21,8 +21,9 @@ def collections_path() -> Path:
     link = folder / "ansible_collections/sojourn/deploy"
     link.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not link.is_symlink() or link.resolve() != CHECKOUT:
-        link.unlink(missing_ok=True)
-        link.symlink_to(CHECKOUT)
+        aside = link.with_name(f"deploy-{os.getpid()}")
+        aside.symlink_to(CHECKOUT)
+        aside.replace(link)  # at once: another worker may do the same
     return folder
 
 
@@ -32,6 +33,14 @@ if str(COLLECTIONS) not in sys.path:
     sys.path.insert(0, str(COLLECTIONS))
 if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # tests.lab
+
+from tests import parallel
+from tests.parallel import say  # noqa: F401  a fixture
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests may run beside one another."""
+    parallel.install(config)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import pytest
 from tests.lab import Lab
 from tests.lab.namespaces import inside
 from tests.lab.snapshot import compare, take
+from tests.parallel import worker_of
 
 FAMILIES = ("ipv6", "ipv4")
 
@@ -45,13 +46,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
-    """One lab for all tests. SOJOURN_TEST_LAB names one that is up already, for quick repetition; it stays up then."""
-    given = os.environ.get("SOJOURN_TEST_LAB")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """One lab for all tests of a process. SOJOURN_TEST_LAB names one that is up already, for quick repetition; it stays up then."""
+    given, worker = os.environ.get("SOJOURN_TEST_LAB"), worker_of(request.config)
     if given:
+        assert not worker, "one lab is not for several workers: SOJOURN_TEST_LAB goes without -n"
         yield Lab(given)
         return
-    lab = Lab("tests")
+    lab = Lab(f"tests{worker}")
     lab.down()  # what an interrupted run left
     lab.up(linux=1, windows=1)
     try:

@@ -20,6 +20,9 @@ from tests.lab import Lab
 from tests.lab.fixtures import fixtures
 from tests.lab.waiting import wait_for
 
+# Whichever comes first builds what the others use as well.
+pytestmark = pytest.mark.xdist_group("controllers")
+
 
 @pytest.fixture(params=[OLDEST, NEWEST], ids=str)
 def other(request: pytest.FixtureRequest) -> Other:
@@ -118,9 +121,10 @@ def test_plain_tasks(controller: Controller, lab: Lab, other: Other, variables: 
     assert played["windows1", "raw on Windows"]["stdout"].split() == ["hello"]
 
 
-def test_unit_tests(tmp_path: Path) -> None:
-    """With the oldest only: the newest one's root has not all the tools that these tests compare with."""
-    command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/unit", "tests/unit"]
+@pytest.mark.parametrize("which", [pytest.param("alone", marks=pytest.mark.alone), "not alone"])
+def test_unit_tests(tmp_path: Path, which: str) -> None:
+    """With the oldest only: the newest one's root has not all the tools that these tests compare with. Those that measure run alone here too."""
+    command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/unit", "-m", which, "tests/unit"]
     variables = {**os.environ, **OLDEST.environment(), "ANSIBLE_HOME": f"{tmp_path}/home"}
     done = subprocess.run(command, env=variables, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,8 @@ from tests.lab.domain_controller import REALM
 from tests.lab.fixtures import fixtures
 from tests.lab.snapshot import compare, take
 
+pytestmark = pytest.mark.xdist_group("domain")
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:

@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tests.lab.namespaces import connect, inside
 from tests.lab.waiting import wait_for
 
 
-def test_the_agent_comes_and_goes(controller: Controller, target: Any, family: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_agent_comes_and_goes(controller: Controller, target: Any, family: str, say: Callable[[str], None]) -> None:
     agent = controller.agent(target, family)
     assert agent.present() is False
     assert agent.remove() == {"changed": False, "removed": []}
@@ -44,9 +44,8 @@ def test_the_agent_comes_and_goes(controller: Controller, target: Any, family: s
     assert any("service" in item for item in removed["removed"])
     assert agent.present() is False
     assert agent.remove()["changed"] is False
-    with capsys.disabled():
-        laps = "  ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in deployed["seconds"].items())
-        print(f"\n    {target.kind} over {family}: {laps}")
+    laps = "  ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in deployed["seconds"].items())
+    say(f"{target.kind} over {family}: {laps}")
 
 
 def test_link_local_with_zone(controller: Controller, target: Any) -> None:

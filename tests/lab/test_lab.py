@@ -30,6 +30,8 @@ from tests.lab.windows_target import WindowsTarget
 
 pytestmark = [
     pytest.mark.lab,
+    # One lab is the whole module's; names of others are used by several tests.
+    pytest.mark.xdist_group("labs"),
     pytest.mark.skipif(bool(machine.problems()), reason=f"can't run the lab: {'; '.join(machine.problems())}"),
 ]
 
@@ -142,6 +144,7 @@ def test_idle_targets_do_not_change_in_a_minute(lab: Lab, unchanged: Callable[..
     assert [change for name in lab.targets for change in unchanged(name)] == []
 
 
+@pytest.mark.alone
 def test_snapshot_takes_less_than_two_seconds(lab: Lab) -> None:
     for name in lab.targets:
         began = time.monotonic()

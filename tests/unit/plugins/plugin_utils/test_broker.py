@@ -116,6 +116,7 @@ def test_many_workers_start_one_broker(run: Run) -> None:
         connection.close()
 
 
+@pytest.mark.alone
 def test_its_folder_is_private_and_goes_with_it(run: Run) -> None:
     run.connect().close()
     for path in (run.folder, run.folder.parent, *run.folder.iterdir()):

@@ -54,6 +54,7 @@ def test_connects_over_both_families(address: str) -> None:
             assert connection.getblocking()
 
 
+@pytest.mark.alone
 def test_refused_in_no_time() -> None:
     begin = time.monotonic()
     with pytest.raises(SojournError, match=r"refuses connections. \(SD-203\)"):
@@ -61,6 +62,7 @@ def test_refused_in_no_time() -> None:
     assert time.monotonic() - begin < 1
 
 
+@pytest.mark.alone
 def test_no_answer_within_the_timeout() -> None:
     server, port = deaf("::1")
     with server:
@@ -70,6 +72,7 @@ def test_no_answer_within_the_timeout() -> None:
         assert 0.4 < time.monotonic() - begin < 1.5
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("dead_first", [True, False])
 def test_dual_stack_with_one_side_dead(dead_first: bool) -> None:
     # As with a name that has an AAAA and an A record, one of which leads nowhere
