@@ -310,16 +310,18 @@ class Attempt:
                 stack.enter_context(self.target.slow("12mbit"))
             elif phase in ("starting", "cleaning"):
                 tool = stack.enter_context(self.target.firewall_tool(holds="open" if phase == "starting" else "close"))
-            self.begin(tasks or [install, after], **keywords)
+            gate = self.gate() if copying else None
+            self.begin(tasks or [*([AGENT, gate.task] if gate else []), install, after], **keywords)
             if phase == "connecting":
                 self.wait("a connection that gets no answer", self._is_connecting)
             elif phase == "uploading":
                 self.wait("a part of the agent", lambda: self.has("agent*", 100_000))
             elif phase in ("starting", "cleaning"):
                 tool.wait_held(60)
-            elif copying:
+            elif gate is not None:
                 self.wait("the agent", lambda: self.has("lease.json"))
                 stack.enter_context(self.target.slow("40mbit"))
+                gate.open()
                 self.wait("a part of the package", lambda: self.has("install-*/*-part", 100_000))
             else:
                 self.wait_installing()
