@@ -267,7 +267,7 @@ class Broker:
     def follow_end(self) -> t.Iterator[dict[str, t.Any]]:
         """What happens until all targets are clean: ``event`` is 'waiting' (host, package), 'finished' and 'dropped' (a row of the ledger),
 
-        'removed' (host, removed, seconds), 'failed' (host, message).
+        'reconnecting' (host), 'removed' (host, removed, seconds), 'failed' (host, message).
         """
         events: queue.SimpleQueue[dict[str, t.Any] | None] = queue.SimpleQueue()
         with self._lock:

@@ -34,6 +34,8 @@ CALL_AGAIN_SECONDS = 10.0
 ASK_AFTER_SECONDS = 5.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
 RECONNECT_PAUSES = (0.5, 5.0)
+#: Seconds beyond the lease for which a run's end waits for a target that is not there.
+RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
 LOST = ('SD-502', 'SD-503')
 #: Nobody is there just now; a sign-in that is refused is another matter, and trying it again locks accounts.
@@ -90,6 +92,8 @@ class Session:
         self._wake = threading.Condition()
         self._released: list[str] = []
         self._keeping = False
+        #: Whether there may be something on the target that could not be taken away, since the target was not there.
+        self._debris = False
         #: What the last removal came to.
         self._removal: dict[str, t.Any] = {}
         #: Processes that are under way.
@@ -197,6 +201,7 @@ class Session:
                     file.remove()
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
+                self._debris = True
             if isinstance(error, AlreadyPlaced):
                 raise self._error('SD-406', 'placing the agent', detail=f'{way_in.name} is in the way') from None
             raise
@@ -235,6 +240,7 @@ class Session:
         if self._file is not None and self._file is not file:
             self._file.forget()
         self._info, self._lost, self._ready, self._file = info, False, ready, file
+        self._debris = False
         self._channel, self._proven = channel, self.target
 
     def _config(self, way_in: WayIn) -> Config:
@@ -595,7 +601,13 @@ class Session:
         if waited and not self._await_jobs(report):
             return {'changed': False, 'removed': []}
         earlier = self._removal
-        result = self.remove()
+        try:
+            result = self.remove()
+        except SojournError as error:
+            if error.code not in NOT_THERE:
+                raise
+        if self._debris:
+            return self._clear_debris(report)
         # One that a task had begun, and whose caller did not live to hear of it, is this run's end as well.
         return self._removal if not result['changed'] and self._removal is not earlier else result
 
@@ -634,8 +646,44 @@ class Session:
                 return {'changed': False, 'removed': []}
             try:
                 return self._remove_once()
+            except SojournError:
+                self._debris = True
+                raise
             finally:
                 self._drop()
+
+    def _clear_debris(self, report: Report) -> dict[str, t.Any]:
+        """Waits for a target that was not there when it was to be cleaned: for as long as its agent, if it has one, would wait for us."""
+        report('reconnecting')
+        target = self._proven or self.target
+        deadline = time.monotonic() + target.lease_seconds + RECONNECT_MORE_SECONDS
+        pause, longest = RECONNECT_PAUSES
+        never = threading.Event()
+        while True:
+            way_in = make_way_in(target, self.run)
+            try:
+                way_in.connect()
+                if not any(item.run == self.run and item.live for item in way_in.find()):
+                    removed = way_in.wait_removed(0)
+                    break
+                # An agent that is there ends itself, when its lease is over and its installation has finished.
+                error = self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            except SojournError as problem:
+                error = problem
+            finally:
+                way_in.release()
+            if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
+                raise error
+            never.wait(pause)
+            pause = min(2 * pause, longest)
+        if self._info.get('firewall_rule'):
+            self._take_back_rules(target)
+            removed.append(f"firewall rule {self._info['firewall_rule']}")
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
+        self._debris = False
+        return {'changed': True, 'removed': removed}
 
     def _remove_once(self) -> dict[str, t.Any]:
         """Ends the agent and sees that nothing is left of it; only then the session is forgotten. The caller holds the lock."""
