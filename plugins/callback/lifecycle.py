@@ -105,6 +105,8 @@ class CallbackModule(CallbackBase):
         kind = event['event']
         if kind == 'waiting':
             self._say(f"{host}: waiting until the installation of {event['package']} has finished", 'yellow')
+        elif kind == 'reconnecting':
+            self._say(f'{host}: waiting for the target, which does not answer', 'yellow')
         elif kind == 'removed':
             self._say(f"{host}: removed {', '.join(event['removed'])} ({event['seconds']:.1f} s)", 'green')
         elif kind == 'failed':

@@ -34,8 +34,8 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Targ
 
 log = logging.getLogger('sojourn.broker')
 
-#: In the broker's folder: locked by the broker.
-ALIVE = 'alive'
+#: In the broker's folder, with its process id: locked by the broker. (A run has two where somebody deleted the first one's socket.)
+ALIVE = 'alive-'
 #: Longest log, in bytes.
 MAXIMUM_LOG = 2 << 20
 #: Seconds between two looks at the owner where the system has no pidfd.
@@ -126,7 +126,7 @@ class Broker:
             signal.signal(number, signal.SIG_IGN)  # Ctrl-C is the run's; the broker goes by the run's end
         signal.signal(signal.SIGTERM, lambda unused_number, unused_frame: self._ending.set())
         # Held as long as this process is there: tells whether the folder is anybody's.
-        self._alive = os.open(os.path.join(self.folder, ALIVE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._alive = os.open(os.path.join(self.folder, f'{ALIVE}{os.getpid()}'), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         before = os.umask(0o177)
         try:
@@ -267,7 +267,7 @@ class Broker:
     def follow_end(self) -> t.Iterator[dict[str, t.Any]]:
         """What happens until all targets are clean: ``event`` is 'waiting' (host, package), 'finished' and 'dropped' (a row of the ledger),
 
-        'removed' (host, removed, seconds), 'failed' (host, message).
+        'reconnecting' (host), 'removed' (host, removed, seconds), 'failed' (host, message).
         """
         events: queue.SimpleQueue[dict[str, t.Any] | None] = queue.SimpleQueue()
         with self._lock:
@@ -528,8 +528,33 @@ HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
 }
 
 
+def _alive_names(folder: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if name.startswith(ALIVE)]
+    except OSError:
+        return []
+
+
+def _has_broker(folder: str) -> bool:
+    """Whether a broker other than this one is at work there; also where that cannot be told."""
+    names = [name for name in _alive_names(folder) if name != f'{ALIVE}{os.getpid()}']
+    for name in names:
+        try:
+            alive = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        finally:
+            os.close(alive)
+    return False
+
+
 def _remove_folder(folder: str) -> None:
-    for name in ('socket', 'lock', 'broker.log', ALIVE):
+    names = ['socket', 'lock', 'broker.log', *_alive_names(folder)]
+    for name in names:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, name))
     for path in (folder, os.path.dirname(folder)):
@@ -546,14 +571,8 @@ def sweep() -> None:
             pid, unused_dash, start = name.partition('-')
             if not pid.isdigit() or broker_client.start_time(int(pid)) == start:
                 continue  # a broker may be about to start for it
-            try:
-                alive = os.open(os.path.join(folder, ALIVE), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError:
-                continue
-            with contextlib.suppress(OSError):
-                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _alive_names(folder) and not _has_broker(folder):
                 _remove_folder(folder)
-            os.close(alive)
 
 
 def main(words: list[str]) -> int:
@@ -601,10 +620,10 @@ def main(words: list[str]) -> int:
         log.exception('listening to the workers broke off')
     finally:
         good = broker.end()  # whatever happened, the targets are cleaned
-    if good and not debug:
+    if good and not debug and not _has_broker(options.folder):
         _remove_folder(options.folder)
     else:
-        for name in ('lock', ALIVE):
+        for name in ('lock', f'{ALIVE}{os.getpid()}'):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(options.folder, name))
     log.info('end')

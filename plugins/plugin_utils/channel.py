@@ -14,6 +14,7 @@ import functools
 import hashlib
 import os
 import re
+import socket
 import ssl
 import threading
 import time
@@ -42,6 +43,8 @@ IDEMPOTENT = frozenset((
 INLINE = 512
 #: Seconds that the agent may need for an answer beyond the wait that it was asked for.
 ANSWER_SECONDS = 60.0
+#: Seconds after which a target that acknowledges nothing counts as gone; its agent may take longer for an answer.
+SILENCE_SECONDS = 12
 #: Seconds between tries of an operation whose answer was lost.
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 #: Largest attachment kept in memory (output of a process): as the WSDL has it for ReadOutput.
@@ -51,11 +54,12 @@ TRANSFER_TRIES = 4
 
 
 class ConnectionLost(Exception):
-    """The request may or may not have arrived; ``refused``: it certainly did not, and nothing listens there."""
+    """The request may or may not have arrived; ``unsent``: it certainly did not; ``refused``: nor does anything listen there."""
 
-    def __init__(self, detail: str, *, refused: bool = False) -> None:
+    def __init__(self, detail: str, *, refused: bool = False, unsent: bool = False) -> None:
         super().__init__(detail)
         self.refused = refused
+        self.unsent = unsent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,16 +159,28 @@ def plain(value: t.Any) -> t.Any:
     return value
 
 
+def _notice_silence(connection: socket.socket) -> None:
+    """Has the kernel end a connection whose other end is gone without a word, as after a power cut, whether something is sent or waited for."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        'TCP_KEEPIDLE': SILENCE_SECONDS // 2, 'TCP_KEEPINTVL': SILENCE_SECONDS // 6, 'TCP_KEEPCNT': 3, 'TCP_USER_TIMEOUT': SILENCE_SECONDS * 1000}
+    for name, value in options.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _connection_classes(endpoint: Endpoint) -> type:
     """urllib3's pool for one endpoint: the host in the URL decides nothing, connections go to the address that the way in reached."""
 
     class Connection(urllib3_connection.HTTPSConnection):
         def _new_conn(self) -> t.Any:
             try:
-                return network.connect_any([endpoint.peer], timeout=endpoint.connection_timeout, service="the agent's port", step='connecting')[0]
+                connection = network.connect_any([endpoint.peer], timeout=endpoint.connection_timeout, service="the agent's port", step='connecting')[0]
             except SojournError as error:
-                refused = ConnectionLost(error.sentence, refused=error.code == 'SD-203')
+                refused = ConnectionLost(error.sentence, refused=error.code == 'SD-203', unsent=True)
                 raise urllib3_exceptions.NewConnectionError(self, error.sentence) from refused
+            _notice_silence(connection)
+            return connection
 
     class Pool(urllib3_connectionpool.HTTPSConnectionPool):
         ConnectionCls = Connection
@@ -219,11 +235,18 @@ class Channel:
         self._url = f'https://{f"[{host}]" if ":" in host else host}:{endpoint.port}/'
         self._closed = threading.Event()
         self._reached = False
+        #: When the agent last answered.
+        self.heard = time.monotonic()
 
     def close(self) -> None:
         """Closes idle connections; waits between tries end."""
         self._closed.set()
         self._session.close()
+
+    def _not_pinned(self, step: str) -> SojournError:
+        error = self._error('SD-502', step, port=self.endpoint.port, address=self.endpoint.address)
+        error.again = True  # nothing was sent
+        return error
 
     def _error(self, code: str, step: str, **fields: t.Any) -> SojournError:
         return SojournError(code, host=self.endpoint.host, step=step, **fields)
@@ -233,6 +256,7 @@ class Channel:
         try:
             response = self._session.post(self._url, data=body, headers=headers, timeout=(self.endpoint.connection_timeout, read_timeout), stream=True)
             self._reached = True
+            self.heard = time.monotonic()
             return response
         except requests_exceptions.RequestException as error:
             self._translate(error, operation)
@@ -244,11 +268,11 @@ class Channel:
             if isinstance(part, SojournError):
                 raise part from None
             if isinstance(part, ConnectionLost):
-                raise ConnectionLost(str(part), refused=part.refused) from None
+                raise ConnectionLost(str(part), refused=part.refused, unsent=part.unsent) from None
         for part in _chain(error):
             text = str(part)
             if isinstance(part, urllib3_exceptions.SSLError) and 'ingerprint' in text:
-                raise self._error('SD-502', step, port=self.endpoint.port, address=self.endpoint.address) from None
+                raise self._not_pinned(step) from None
             if isinstance(part, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                 raise ConnectionLost('the connection was closed') from None
             if isinstance(part, ssl.SSLError):
@@ -257,7 +281,7 @@ class Channel:
                     raise self._error(
                         'SD-501', step, port=self.endpoint.port, address=self.endpoint.address, ports=self.endpoint.ports,
                         detail=f'the other end refused the handshake ({reason})') from None
-                raise self._error('SD-502', step, port=self.endpoint.port, address=self.endpoint.address) from None
+                raise self._not_pinned(step) from None
         for part in _chain(error):
             if isinstance(part, (ConnectionError, TimeoutError)) and not isinstance(part, requests_exceptions.RequestException):
                 raise ConnectionLost(getattr(part, 'strerror', None) or str(part)) from None
@@ -364,7 +388,9 @@ class Channel:
         if not self._reached:
             return self._error(
                 'SD-501', 'reaching the agent', port=self.endpoint.port, address=self.endpoint.address, ports=self.endpoint.ports, detail=lost)
-        return self._error('SD-503', f'calling {operation}', detail=lost)
+        error = self._error('SD-503', f'calling {operation}', detail=lost)
+        error.again = operation != 'Execute' or lost.unsent
+        return error
 
     def call(self, operation: str, *, wait: float = 0.0, patience: float = 5.0, **arguments: t.Any) -> t.Any:
         """One operation. ``wait``: seconds that the agent was asked to wait; ``patience``: seconds to try again when the connection is lost.
@@ -374,10 +400,12 @@ class Channel:
         """
         deadline = time.monotonic() + patience
         tries = 0
+        unsent = True
         while True:
             try:
                 return self._once(operation, dict(arguments), wait)
             except ConnectionLost as lost:
+                unsent = lost.unsent = unsent and lost.unsent
                 # What is refused was not carried out, so it may be sent again whatever it is; but nothing listens there any more.
                 # Execute, too, may be sent again where it names the process: the agent starts one of a name only once.
                 again = (operation in IDEMPOTENT or operation == 'Execute' and arguments.get('Handle')) and not (lost.refused and tries >= 3)

@@ -67,6 +67,8 @@ class SojournError(Exception):
         #: Set when the error came from elsewhere (a fault of the agent), which wrote the sentence itself.
         self._sentence: str | None = None
         self._remedy: str | None = None
+        #: Of a lost agent: whether what it was asked for may be asked of another, since it did not do it or doing it twice is no harm.
+        self.again = False
         super().__init__(code)
 
     def _fill(self, text: str) -> str:

@@ -30,8 +30,12 @@ FIRST_WAIT_STREAMING = 0.2
 OUTPUT_BYTES = 4 << 20
 #: Seconds for which a lost agent is called again before the way in looks whether it is there at all.
 CALL_AGAIN_SECONDS = 10.0
+#: Seconds without a word from the agent after which it is asked whether it is there, before anything is asked of it.
+ASK_AFTER_SECONDS = 5.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
 RECONNECT_PAUSES = (0.5, 5.0)
+#: Seconds beyond the lease for which a run's end waits for a target that is not there.
+RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
 LOST = ('SD-502', 'SD-503')
 #: Nobody is there just now; a sign-in that is refused is another matter, and trying it again locks accounts.
@@ -88,6 +92,8 @@ class Session:
         self._wake = threading.Condition()
         self._released: list[str] = []
         self._keeping = False
+        #: Whether there may be something on the target that could not be taken away, since the target was not there.
+        self._debris = False
         #: What the last removal came to.
         self._removal: dict[str, t.Any] = {}
         #: Processes that are under way.
@@ -195,6 +201,7 @@ class Session:
                     file.remove()
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
+                self._debris = True
             if isinstance(error, AlreadyPlaced):
                 raise self._error('SD-406', 'placing the agent', detail=f'{way_in.name} is in the way') from None
             raise
@@ -233,6 +240,7 @@ class Session:
         if self._file is not None and self._file is not file:
             self._file.forget()
         self._info, self._lost, self._ready, self._file = info, False, ready, file
+        self._debris = False
         self._channel, self._proven = channel, self.target
 
     def _config(self, way_in: WayIn) -> Config:
@@ -418,15 +426,40 @@ class Session:
 
     def call(self, operation: str, **arguments: t.Any) -> t.Any:
         """One operation of the agent, which is deployed first where there is none."""
-        if self._other is not None and self._other.live:
-            return self._other.call(operation, **arguments)
-        channel = self._channel
-        if channel is None or self._lost:
-            self.deploy()
-            if self._other is not None:
-                return self._other.call(operation, **arguments)
-            channel = self._channel
-        return self._watch(channel, lambda: t.cast(t.Any, channel).call(operation, **arguments))
+        return self._by_agent(lambda unused_session, channel: channel.call(operation, **arguments))
+
+    def _by_agent(self, action: t.Callable[[Session, channel_module.Channel], t.Any]) -> t.Any:
+        """Something that the agent does; where it was lost before it did it, the one that takes its place does."""
+        for last in (False, True):
+            session, channel = self._agent()
+            try:
+                return session._watch(channel, lambda session=session, channel=channel: action(session, channel))
+            except SojournError as error:
+                if last or error.code not in LOST or not error.again or self._ended.is_set():
+                    raise
+                log.info('%s: once more: %s', self.target.host, error)
+        raise AssertionError  # not reached
+
+    def _agent(self) -> tuple[Session, channel_module.Channel]:
+        """The session that has the agent, this one or the other name's, and its channel. An agent that was not heard of for a while is asked first:
+
+        a target that lost its power says nothing, and what is sent then might or might not have been done.
+        """
+        self.deploy()
+        session = self._other or self
+        channel = session._channel
+        if channel is not None and time.monotonic() - channel.heard > ASK_AFTER_SECONDS:
+            try:
+                session._watch(channel, lambda: channel.call('RenewLease', patience=0))
+            except SojournError as error:
+                if error.code not in LOST:
+                    raise
+                self.deploy()
+                session = self._other or self
+                channel = session._channel
+        if channel is None:
+            raise self._error('SD-503', 'talking to the agent', detail='it was removed meanwhile')
+        return session, channel
 
     def _watch(self, channel: t.Any, action: t.Callable[[], t.Any]) -> t.Any:
         try:
@@ -436,15 +469,6 @@ class Session:
                 self._lose(channel)
             error.at(host=self.target.host)
             raise
-
-    def _streaming(self) -> tuple[Session, channel_module.Channel]:
-        """The session and channel that transfers go through."""
-        self.deploy()
-        session = self._other or self
-        channel = session._channel
-        if channel is None:
-            raise self._error('SD-503', 'talking to the agent', detail='it was removed meanwhile')
-        return session, channel
 
     def info(self) -> dict[str, t.Any]:
         """GetInfo."""
@@ -463,7 +487,6 @@ class Session:
                  on_progress: t.Callable[[int, int], None] | None, cancelled: threading.Event) -> dict[str, t.Any]:
         """See ``Agent.put_file``."""
         begin = time.monotonic()
-        session, channel = self._streaming()
 
         def progress(done: int, total: int) -> None:
             if cancelled.is_set() or self._ended.is_set():
@@ -471,35 +494,42 @@ class Session:
             if on_progress is not None:
                 on_progress(done, total)
 
-        result = session._watch(channel, lambda: channel.put_file(
-            local_path, remote_path, mode=mode, user=user, checksum=checksum, on_progress=progress, patience=self.target.lease_seconds))
-        return {'path': session.absolute(remote_path), **result, 'seconds': round(time.monotonic() - begin, 4)}
+        def put(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
+            result = channel.put_file(
+                local_path, remote_path, mode=mode, user=user, checksum=checksum, on_progress=progress, patience=self.target.lease_seconds)
+            return {'path': session.absolute(remote_path), **result}
+
+        return {**self._by_agent(put), 'seconds': round(time.monotonic() - begin, 4)}
 
     def get_file(self, remote_path: str, local_path: str, *, user: str | None) -> dict[str, t.Any]:
         """See ``Agent.get_file``."""
         begin = time.monotonic()
-        session, channel = self._streaming()
-        result = session._watch(channel, lambda: channel.get_file(remote_path, local_path, user=user, patience=self.target.lease_seconds))
+        result = self._by_agent(
+            lambda unused_session, channel: channel.get_file(remote_path, local_path, user=user, patience=self.target.lease_seconds))
         return {'path': local_path, **result, 'seconds': round(time.monotonic() - begin, 4)}
 
     def execute(self, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None], job: Job) -> dict[str, t.Any]:
         """See ``Agent.execute`` and ``Agent.follow``; output goes to ``emit`` as it comes."""
-        session, channel = self._streaming()
-        with session._wake:
-            session._jobs.add(job)
         try:
-            if session._ended.is_set():
-                raise self._error('SD-503', 'starting a process', detail='the run has ended')
-            result = session._watch(channel, lambda: session._execute(channel, arguments, data, emit, job))
+            result = self._by_agent(lambda session, channel: session._attend(channel, arguments, data, emit, job))
             job.ended(result)
             return result
         except BaseException as error:
             job.ended(error)
             raise
+
+    def _attend(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None],
+                job: Job) -> dict[str, t.Any]:
+        with self._wake:
+            self._jobs.add(job)
+        try:
+            if self._ended.is_set():
+                raise self._error('SD-503', 'starting a process', detail='the run has ended')
+            return self._execute(channel, arguments, data, emit, job)
         finally:
-            with session._wake:
-                session._jobs.discard(job)
-                session._wake.notify_all()
+            with self._wake:
+                self._jobs.discard(job)
+                self._wake.notify_all()
 
     def _execute(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None],
                  job: Job) -> dict[str, t.Any]:
@@ -519,6 +549,9 @@ class Session:
                 if not execution['running']:
                     break
                 execution = self._read(channel, job, (offsets['stdout'], offsets['stderr']), LONG_POLL)
+        except SojournError as error:
+            error.again = False  # it has begun
+            raise
         finally:
             with self._wake:
                 self._released.append(job.handle)
@@ -568,7 +601,13 @@ class Session:
         if waited and not self._await_jobs(report):
             return {'changed': False, 'removed': []}
         earlier = self._removal
-        result = self.remove()
+        try:
+            result = self.remove()
+        except SojournError as error:
+            if error.code not in NOT_THERE:
+                raise
+        if self._debris:
+            return self._clear_debris(report)
         # One that a task had begun, and whose caller did not live to hear of it, is this run's end as well.
         return self._removal if not result['changed'] and self._removal is not earlier else result
 
@@ -607,8 +646,44 @@ class Session:
                 return {'changed': False, 'removed': []}
             try:
                 return self._remove_once()
+            except SojournError:
+                self._debris = True
+                raise
             finally:
                 self._drop()
+
+    def _clear_debris(self, report: Report) -> dict[str, t.Any]:
+        """Waits for a target that was not there when it was to be cleaned: for as long as its agent, if it has one, would wait for us."""
+        report('reconnecting')
+        target = self._proven or self.target
+        deadline = time.monotonic() + target.lease_seconds + RECONNECT_MORE_SECONDS
+        pause, longest = RECONNECT_PAUSES
+        never = threading.Event()
+        while True:
+            way_in = make_way_in(target, self.run)
+            try:
+                way_in.connect()
+                if not any(item.run == self.run and item.live for item in way_in.find()):
+                    removed = way_in.wait_removed(0)
+                    break
+                # An agent that is there ends itself, when its lease is over and its installation has finished.
+                error = self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            except SojournError as problem:
+                error = problem
+            finally:
+                way_in.release()
+            if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
+                raise error
+            never.wait(pause)
+            pause = min(2 * pause, longest)
+        if self._info.get('firewall_rule'):
+            self._take_back_rules(target)
+            removed.append(f"firewall rule {self._info['firewall_rule']}")
+        if self._file is not None:
+            self._file.remove()
+            self._file = None
+        self._debris = False
+        return {'changed': True, 'removed': removed}
 
     def _remove_once(self) -> dict[str, t.Any]:
         """Ends the agent and sees that nothing is left of it; only then the session is forgotten. The caller holds the lock."""

@@ -101,6 +101,14 @@ def _padded_zip(source: Path, folder: Path, megabytes: int) -> Path:
     return padded
 
 
+AGENT_FOLDERS = {"linux": "/tmp/sojourn-????????????", "windows": "/srv/windows/drive_c/windows/sojourn-????????????"}
+
+
+def list_agent_folders(target: Any) -> list[str]:
+    """The folders of agents on the target's disk."""
+    return target.exec(["sh", "-c", f"ls -d {AGENT_FOLDERS[target.kind]} 2>/dev/null"], check=False).stdout.split()
+
+
 class Gate:
     """A task at which a run waits until the test lets it go on; it touches no target."""
 
@@ -209,8 +217,7 @@ class Attempt:
 
     def runs(self) -> set[str]:
         """The runs whose folders are on the target."""
-        done = self.target.exec(["sh", "-c", f"ls -d {self.agent_folder} 2>/dev/null"], check=False)
-        return {line.rpartition("sojourn-")[2] for line in done.stdout.split()}
+        return {line.rpartition("sojourn-")[2] for line in list_agent_folders(self.target)}
 
     @property
     def run(self) -> str:
@@ -275,7 +282,7 @@ class Attempt:
     @property
     def agent_folder(self) -> str:
         """The agent's folder on the target's disk, as a shell pattern."""
-        return "/tmp/sojourn-????????????" if self.target.kind == "linux" else "/srv/windows/drive_c/windows/sojourn-????????????"
+        return AGENT_FOLDERS[self.target.kind]
 
     def has(self, pattern: str, size: int = 0) -> bool:
         """Whether something in the agent's folder is there and larger than so many bytes."""
@@ -293,13 +300,24 @@ class Attempt:
 
         wait_for(what, seen, seconds, first=0.02)
 
+    def wait_task(self, count: int = 1) -> None:
+        """Until so many tasks have ended, the one that puts the agent there first."""
+        self.wait(f"the end of task {count}", lambda: len(self.results) >= count)
+
+    def deployments(self) -> int:
+        """How often the broker has put an agent on the target."""
+        return (self.broker_folder / "broker.log").read_text().count(" on port ")
+
     def wait_installing(self) -> None:
         """Until the installer has begun."""
         self.wait("the installer's begin", lambda: marked(self.target, BEGUN))
 
     @contextlib.contextmanager
-    def caught(self, phase: str, tasks: list[dict[str, Any]] | None = None, **keywords: Any) -> Iterator[None]:
-        """Begins a run that installs the matrix's package, and gives control when it is in the phase; the phase is held until the context ends."""
+    def caught(self, phase: str, tasks: list[dict[str, Any]] | None = None, *, settled: bool = False, **keywords: Any) -> Iterator[None]:
+        """Begins a run that installs the matrix's package, and gives control when it is in the phase; the phase is held until the context ends.
+
+        ``settled``: the agent has been there for so long that its service is on the disk (under Wine half a minute, see the lab).
+        """
         copying = phase == "copying"
         install = {"sojourn.deploy.packages": {"packages": [package(self.target, self.folder, megabytes=40 if copying else 0)]}}
         after = {"sojourn.deploy.agent": {"state": "absent"}}
@@ -310,18 +328,24 @@ class Attempt:
                 stack.enter_context(self.target.slow("12mbit"))
             elif phase in ("starting", "cleaning"):
                 tool = stack.enter_context(self.target.firewall_tool(holds="open" if phase == "starting" else "close"))
-            self.begin(tasks or [install, after], **keywords)
+            gate = self.gate() if copying or settled else None
+            self.begin(tasks or [*([AGENT, gate.task] if gate else []), install, after], **keywords)
             if phase == "connecting":
                 self.wait("a connection that gets no answer", self._is_connecting)
             elif phase == "uploading":
                 self.wait("a part of the agent", lambda: self.has("agent*", 100_000))
             elif phase in ("starting", "cleaning"):
                 tool.wait_held(60)
-            elif copying:
-                self.wait("the agent", lambda: self.has("lease.json"))
-                stack.enter_context(self.target.slow("40mbit"))
+            elif gate is not None:
+                self.wait_task()
+                if settled and self.target.kind == "windows":
+                    self.target.write_registry()
+                if copying:
+                    stack.enter_context(self.target.slow("40mbit"))
+                gate.open()
+            if copying:
                 self.wait("a part of the package", lambda: self.has("install-*/*-part", 100_000))
-            else:
+            elif phase == "installing":
                 self.wait_installing()
             yield
 
@@ -335,6 +359,8 @@ class Watch:
 
     def __init__(self, target: Any, patterns: tuple[str, ...] = ()) -> None:
         self.target = target
+        if any("sojourn-" in process.command for process in target.processes()) or list_agent_folders(target):
+            target.reset()  # a row before this one has failed, and says so itself
         self._patterns = (*patterns, f"files: {mark(target, '*')}")
         self.before: Snapshot = take(target)
 

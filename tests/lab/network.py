@@ -131,7 +131,10 @@ class Network:
         """Forget the host's packet filter, as switching a machine off does; a namespace outlives its container."""
         namespace = self.namespace(host)
         run(["ip", "netns", "exec", namespace, "nft", "flush", "ruleset"], check=False)
-        for tool in ("iptables-legacy", "ip6tables-legacy"):
+        for tool, known in (("iptables-legacy", "ip_tables_names"), ("ip6tables-legacy", "ip6_tables_names")):
+            # To look at the legacy tables is to make them: a host that had none is to have none.
+            if run(["ip", "netns", "exec", namespace, "grep", "-q", ".", f"/proc/net/{known}"], check=False).returncode:
+                continue
             for words in (["-P", "INPUT", "ACCEPT"], ["-P", "FORWARD", "ACCEPT"], ["-F"], ["-X"]):
                 run(["ip", "netns", "exec", namespace, tool, *words], check=False)
 

@@ -43,6 +43,7 @@ LEFT_OUT = {
         "/run/utmp": "who is logged in; listed under sessions",
         "/run/user/": "belongs to a logged-in user's session and goes with it",
         "/run/motd.dynamic": "written at login",
+        "/run/sshd.pid": "a process id, another one after each boot",
         "/run/sudo/": "sudo's memory of who gave a password; it forgets by itself",
         "/var/lib/sudo/lectured/": "sudo's memory of whom it lectured, at an account's first use of it",
         "/run/dbus/": "the bus's own socket",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from .processes import Process
 from .programs import windows_programs
 from .rootfs import HERE, Addition, RootFileSystem, domain, windows
 from .target import Target
+from .waiting import wait_for
 
 # What makes the recipe's SMB server a member of the domain.
 _MEMBER = f"""security = ads
@@ -82,6 +84,15 @@ class WindowsTarget(Target):
         if not server:
             raise LabError(f"no wineserver runs on {self.name}")
         return clock.jumped([*server, *(processes or (process for process in found if process.is_windows))], seconds)
+
+    def write_registry(self, timeout: float = 60) -> None:
+        """Return once Wine has written to the disk what is in its registry, as it does every 30 s; Windows does it sooner, or when told to.
+
+        Before `cut`, which otherwise takes back what was registered, or deregistered, shortly before.
+        """
+        mark = secrets.token_hex(8)
+        self.exec(["wine", "reg", "add", r"HKLM\Software\sojourn-lab", "/v", "Written", "/d", mark, "/f"])
+        wait_for("Wine to write its registry", lambda: self.exec(["grep", "-q", mark, "/srv/windows/system.reg"], check=False).returncode == 0, timeout)
 
     def hold_service(self, name: str) -> AbstractContextManager[None]:
         """Have a Windows program keep a handle to a service: deleted, it stays, marked for deletion, until the context ends."""

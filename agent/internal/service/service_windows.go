@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/registry"
 	"golang.org/x/sys/windows/svc"
 
 	"sojourn.example/agent/internal/agent"
@@ -69,6 +70,7 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 	// Not svc.AcceptShutdown: a reboot of the target is not the agent's end, it starts again with the system.
 	running := svc.Status{State: svc.Running, Accepts: svc.AcceptStop}
 	status <- running
+	flush(filepath.Base(h.folder))
 
 	ended, stop := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -97,6 +99,19 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 			return false, 0
 		}
 	}
+}
+
+var regFlushKey = windows.NewLazySystemDLL("advapi32.dll").NewProc("RegFlushKey")
+
+// flush has the system write to the disk that there is this service. It would do so by itself, some seconds later: were the power
+// cut before, the folder would be there at the next boot, and no service to remove it.
+func flush(name string) {
+	key, err := registry.OpenKey(registry.LOCAL_MACHINE, `SYSTEM\CurrentControlSet\Services\`+name, registry.QUERY_VALUE)
+	if err != nil {
+		return
+	}
+	defer key.Close()
+	regFlushKey.Call(uintptr(key))
 }
 
 // start starts the agent. At the first start an error is the way in's to hear of and clean up after. After a reboot nobody

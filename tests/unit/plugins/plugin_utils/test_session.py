@@ -94,6 +94,7 @@ class FakeChannel:
     def __init__(self, host: Host) -> None:
         self.at = host
         self.closed = False
+        self.heard = time.monotonic()
 
     def call(self, operation: str, *, wait: float = 0, patience: float = 0, **arguments: Any) -> Any:
         self.at.events.append(operation)
