@@ -27,7 +27,7 @@ NONE = "none"
 CALLER, AGENT, NETWORK, AGENT_AND_NETWORK = "caller", "agent", "network", "agent and network"
 OWNER, BROKER_THEN_SAME, BROKER_THEN_OTHER, OWNER_AND_BROKER = (
     "owner", "broker; its run goes on", "broker; another run comes", "owner and broker; nobody comes")
-LASTING = {NONE: 5, CALLER: 6, AGENT: 3, NETWORK: 2, AGENT_AND_NETWORK: 1}
+LASTING = {NONE: 6, CALLER: 6, AGENT: 2, NETWORK: 2, AGENT_AND_NETWORK: 1}
 PASSING = {OWNER: 5, BROKER_THEN_SAME: 3, BROKER_THEN_OTHER: 3, OWNER_AND_BROKER: 1}
 # Every so many cycles one has a run of its own.
 EVERY = 4
