@@ -535,21 +535,24 @@ def _alive_names(folder: str) -> list[str]:
         return []
 
 
-def _has_broker(folder: str) -> bool:
-    """Whether a broker other than this one is at work there; also where that cannot be told."""
-    names = [name for name in _alive_names(folder) if name != f'{ALIVE}{os.getpid()}']
-    for name in names:
-        try:
-            alive = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(alive)
+def _held(path: str) -> bool | None:
+    """Whether somebody has locked a file; None where that cannot be told, as where there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
     return False
+
+
+def _has_broker(folder: str) -> bool:
+    """Whether a broker other than this one is at work there."""
+    return any(_held(os.path.join(folder, name)) for name in _alive_names(folder) if name != f'{ALIVE}{os.getpid()}')
 
 
 def _remove_folder(folder: str) -> None:
@@ -571,7 +574,8 @@ def sweep() -> None:
             pid, unused_dash, start = name.partition('-')
             if not pid.isdigit() or broker_client.start_time(int(pid)) == start:
                 continue  # a broker may be about to start for it
-            if _alive_names(folder) and not _has_broker(folder):
+            # One that was killed while it started has nothing but the lock of who started it; one that failed has left its log to be read.
+            if not _has_broker(folder) and (_alive_names(folder) or _held(os.path.join(folder, 'lock')) is False):
                 _remove_folder(folder)
 
 

@@ -75,14 +75,22 @@ START = {
 }
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
+#: Seconds after which a service that is still starting, but is to go, is deleted all the same.
+_HANGS_SECONDS = 10.0
 
 
 class _Pauses:
     """Waits between looks at something that tells of no change itself, growing, until a deadline."""
 
     def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
+        self._begin = time.monotonic()
+        self._deadline = self._begin + seconds
         self._pause = _FIRST_PAUSE
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._begin
 
     def again(self) -> bool:
         """Waits; False once the deadline has passed."""
@@ -446,8 +454,9 @@ class SmbWayIn(WayIn):
                         state = manager.status(service)[0]
                         if state == manager.RUNNING:
                             manager.stop(service)
-                        elif state == manager.STOPPED:
+                        elif state == manager.STOPPED or state == manager.START_PENDING and pauses.seconds > _HANGS_SECONDS:
                             # Straight after a stop the manager refuses; so the state is awaited, and the handle then closed.
+                            # One that never gets beyond its start is marked at least, so that it does not start again with the target.
                             manager.delete(service)
                 except pypsexec_exceptions.SCMRException as error:
                     if error.return_code == manager.NOT_THERE:

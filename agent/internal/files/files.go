@@ -38,7 +38,7 @@ type Store struct {
 // part is a partial file: who wrote it, and the checksum's state at its end so that a resumed transfer need not read it again.
 type part struct {
 	account *account.Account
-	busy    bool
+	free    chan struct{} // closed when the request that writes it is done; nil: none does
 	size    int64
 	state   []byte
 }
@@ -126,7 +126,7 @@ func (s *Store) Put(r *Put) (sum [sha256.Size]byte, err error) {
 	}
 	received := &receiver{path: path, partPath: partPath, who: who}
 	keep := false
-	defer func() { s.disclaim(partPath, received, keep) }()
+	defer func() { s.disclaim(partPath, known, received, keep) }()
 
 	if err := received.open(s, r, known); err != nil {
 		keep = r.Offset > 0
@@ -156,28 +156,51 @@ func (s *Store) Put(r *Put) (sum [sha256.Size]byte, err error) {
 	return sum, nil
 }
 
+// claimWait is how long a request waits for the one before it. A transfer whose connection was lost is often taken up again before the
+// agent has noticed the loss itself.
+const claimWait = 5 * time.Second
+
 // claim makes sure that only one request writes a partial file.
 func (s *Store) claim(partPath string) (*part, error) {
+	tooLong := time.After(claimWait)
+	for {
+		known, taken := s.tryClaim(partPath)
+		if known != nil {
+			return known, nil
+		}
+		select {
+		case <-taken:
+		case <-tooLong:
+			return nil, fault(partPath, errors.New("another request is writing it"))
+		}
+	}
+}
+
+// tryClaim gives the part, or what is closed once it may be tried again.
+func (s *Store) tryClaim(partPath string) (known *part, taken <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known := s.parts[partPath]
+	known = s.parts[partPath]
 	if known == nil {
 		known = &part{}
 		s.parts[partPath] = known
 	}
-	if known.busy {
-		return nil, fault(partPath, errors.New("another request is writing it"))
+	if known.free != nil {
+		return nil, known.free
 	}
-	known.busy = true
+	known.free = make(chan struct{})
 	return known, nil
 }
 
-func (s *Store) disclaim(partPath string, r *receiver, keep bool) {
+func (s *Store) disclaim(partPath string, known *part, r *receiver, keep bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	defer func() {
+		close(known.free)
+		known.free = nil
+	}()
 	if keep {
-		known := s.parts[partPath]
-		known.busy, known.account = false, r.who
+		known.account = r.who
 		if r.hash != nil {
 			known.size, known.state = r.size, nil
 			if marshaler, ok := r.hash.(encoding.BinaryMarshaler); ok {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -103,6 +104,28 @@ func breaking(text string) io.Reader {
 type brokenPipe struct{}
 
 func (brokenPipe) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+func TestResumeBeforeTheLostTransferHasEnded(t *testing.T) {
+	const content, at = "0123456789", 4
+	s := NewStore(t.TempDir())
+	lost, network := io.Pipe()
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { first <- put(s, "a", content, 0, func(p *Put) { p.Data = lost }) }()
+	if _, err := network.Write([]byte(content[:at])); err != nil { // it is at work now
+		t.Fatal(err)
+	}
+	go func() { second <- put(s, "a", content, at, nil) }()
+	select {
+	case err := <-second:
+		t.Fatal("two wrote at once:", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	network.CloseWithError(io.ErrUnexpectedEOF)
+	wantCode(t, "SD-504", <-first)
+	if err := <-second; err != nil || read(t, filepath.Join(s.folder, "a")) != content {
+		t.Error(err, read(t, filepath.Join(s.folder, "a")))
+	}
+}
 
 func TestResume(t *testing.T) {
 	content := strings.Repeat("0123456789", 100000)

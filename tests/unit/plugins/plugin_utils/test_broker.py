@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker, broker_client, wire
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Agent
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
@@ -297,6 +298,24 @@ def test_other_users_are_turned_away(run: Run) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(run.folder / "socket")], check=False, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "b''\n", done
     assert "was refused" in (run.folder / "broker.log").read_text()
+
+
+@pytest.mark.parametrize(("files", "stays"), [(["lock", "broker.log"], False), (["alive-1", "lock", "socket", "broker.log"], False), (["broker.log"], True)])
+def test_what_killed_brokers_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], stays: bool) -> None:
+    """Also of one that was killed while it started; not the log that one that failed left to be read."""
+    monkeypatch.setattr(broker_client, "private_base", lambda: str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    folder = tmp_path / f"{ended.pid}-12345"
+    folder.mkdir()
+    for name in files:
+        (folder / name).touch()
+    with open(folder / files[0]) as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        broker.sweep()
+        assert folder.exists(), "one that is at work, or starts, is left alone"
+    broker.sweep()
+    assert folder.exists() == stays
 
 
 def test_paths_are_a_function_of_the_run() -> None:
