@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Ready, WayIn
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Ready, WayIn, name_of
 
 log = logging.getLogger('sojourn.session')
 
@@ -655,11 +656,11 @@ class Session:
 
     def _clear_debris(self, report: Report) -> dict[str, t.Any]:
         """Waits for a target that was not there when it was to be cleaned: for as long as its agent, if it has one, would wait for us."""
-        report('reconnecting')
         target = self._proven or self.target
         deadline = time.monotonic() + target.lease_seconds + RECONNECT_MORE_SECONDS
         pause, longest = RECONNECT_PAUSES
         never = threading.Event()
+        told = False
         while True:
             way_in = make_way_in(target, self.run)
             try:
@@ -675,6 +676,9 @@ class Session:
                 way_in.release()
             if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
                 raise error
+            if not told:
+                report('reconnecting')
+                told = True
             never.wait(pause)
             pause = min(2 * pause, longest)
         if self._info.get('firewall_rule'):
@@ -740,12 +744,13 @@ class Session:
         if failure:
             raise failure[0]
         way_in = reached[-1]
-        # An agent that was killed has left its folder, and its rules.
-        killed = patience is not None and any(item.run == self.run for item in way_in.find())
         removed = way_in.wait_removed(patience) if patience is not None else way_in.wait_removed()
+        # An agent that was killed, or could not close its rules, has left its folder.
+        left = way_in.left()
+        if left is not None:
+            log.warning('%s: %s', self.target.host, left)
+            self._take_back_rules(way_in.target)
         if self._info.get('firewall_rule'):
-            if killed:
-                self._take_back_rules(way_in.target)
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
@@ -757,13 +762,16 @@ class Session:
             way_in.connect()
             try:
                 way_in.place(self.token)
-                way_in.start(self._config(way_in))
+                # It admits nobody: what it opened it would have to close.
+                way_in.start(dataclasses.replace(self._config(way_in), controller_addresses=[]))
             finally:
                 way_in.undo()
         except (SojournError, AlreadyPlaced) as error:
-            detail = error.sentence if isinstance(error, SojournError) else 'another agent is there'
-            raise self._error(
-                'SD-801', 'removing the agent', what=f"The firewall rule {self._info['firewall_rule']}", detail=detail) from None
+            what, detail = f'The firewall rule {name_of(self.run)}', 'another agent is there'
+            if isinstance(error, SojournError):
+                tool = error.code == 'SD-603' or error.fields.get('what') == what
+                detail = error.fields.get('detail', '') if tool else error.sentence
+            raise self._error('SD-801', 'removing the agent', what=what, detail=detail) from None
         finally:
             way_in.release()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 
 from tests.integration.conftest import Controller, kill
 from tests.integration.faults import AGENT, BEGUN, FINISHED, INSTALLING, LEASE, PHASES, WITHIN, Attempt, Watch, forget_marks, marked, package
+from tests.lab.waiting import wait_for
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 
@@ -394,18 +396,45 @@ def test_the_firewall_tool_fails(attempt: Attempt, target: Any, row: Row, when: 
     if when == "open":
         assert code == 2 and "(SD-603)" in attempt.output and not marked(target, BEGUN), attempt.output
     else:
-        assert marked(target, FINISHED) and code == 2 and "(SD-801)" in attempt.output and "firewall rule" in attempt.output, attempt.output
+        assert marked(target, FINISHED) and code == 2 and "(SD-801)" in attempt.output, attempt.output
+        rule = re.search(r"The firewall rule (sojourn-[0-9a-f]{12}) could not be removed from the target: (nft|netsh) ", attempt.output)
+        assert rule and f"firewall rule {rule[1]}" not in str([entry["result"].get("removed") for entry in attempt.results]), attempt.output
+        assert any(f"could not remove: the firewall rule {rule[1]} (" in line for line in target.event_log()), target.event_log()
         row.clean_up_by_playbook()
     row.clean()
 
 
+def test_the_firewall_tool_fails_the_guard(attempt: Attempt, target: Any, row: Row) -> None:
+    """The agent is killed, and nobody is left on the controller: the folder stays, and says why."""
+    with attempt.caught("installing"):
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        run = attempt.run
+        row.fault()
+        with target.firewall_tool(fails="close"):
+            attempt.kill_agent()
+            wait_for("the guard's word", lambda: attempt.has("left.json"), WITHIN + INSTALLING)
+            wait_for("the guard's end", lambda: not target.processes_of(run), 10)
+        assert any(f"could not remove: the firewall rule sojourn-{run} (" in line for line in target.event_log()), target.event_log()
+    row.clean_up_by_playbook()
+    row.clean(INSTALLING)
+    assert marked(target, FINISHED)
+
+
 def test_the_firewall_tool_fails_for_a_while(attempt: Attempt, target: Any, row: Row) -> None:
-    attempt.begin([{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}, {"sojourn.deploy.agent": {"state": "absent"}}])
+    gate = attempt.gate()
+    install = {"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}
+    attempt.begin([install, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
     attempt.wait("the end of the installation", lambda: marked(target, FINISHED))
     row.fault()
     with target.firewall_tool(fails="close"):
-        attempt.pause(3)
+        gate.open()
+        attempt.pause(5)
+        assert attempt.process is not None and attempt.process.poll() is None, attempt.output
     assert attempt.end() == 0, attempt.output
+    assert "firewall rule sojourn-" in str(attempt.results[-1]["result"]["removed"]), attempt.results[-1]
     row.clean()
 
 
