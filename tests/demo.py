@@ -94,7 +94,8 @@ def main() -> int:
         before = {name: lab.snapshot(name) for name in lab.targets}
         command = ["ansible-playbook", "-i", f"{folder}/inventory.yml", "sojourn.deploy.deploy", "-e", f"@{folder}/packages.yml", "-v"]
         print(f"\n$ cat {folder.relative_to(ROOT)}/packages.yml\n{(folder / 'packages.yml').read_text()}\n$ {' '.join(command)}", flush=True)
-        code = subprocess.call(lab.inside("controller", command), cwd=ROOT, env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"})
+        environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_CALLBACKS_ENABLED": "sojourn.deploy.lifecycle"}
+        code = subprocess.call(lab.inside("controller", command), cwd=ROOT, env=environment)
         after = {name: lab.snapshot(name) for name in lab.targets}
         clean = table(lab, before, after)
         verdict = "All packages are installed" if code == 0 else f"ansible-playbook ended with {code}"

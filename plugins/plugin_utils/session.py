@@ -153,7 +153,8 @@ class Session:
                 self._deploy_once()
                 break
             except SojournError as error:
-                if error.code not in NOT_THERE or time.monotonic() + pause > deadline or self._ended.wait(pause):
+                # A system that has just started refuses what it grants a moment later, but a sign-in is not tried again.
+                if error.code.startswith('SD-30') and error.code != 'SD-306' or time.monotonic() + pause > deadline or self._ended.wait(pause):
                     raise
                 pause = min(2 * pause, longest)
         if self._info.get('boot_id') != known:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -262,10 +263,16 @@ class Attempt:
         return code
 
     def kill(self) -> None:
-        """For a test that failed: nothing of the run goes on."""
+        """Nothing of the run goes on: not itself, nor the workers of one that was killed, which go on with their task."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        mark = f"SOJOURN_TEST_RESULTS={self._record}".encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        os.kill(int(entry.name), signal.SIGKILL)
 
     @property
     def output(self) -> str:
@@ -359,7 +366,7 @@ class Watch:
 
     def __init__(self, target: Any, patterns: tuple[str, ...] = ()) -> None:
         self.target = target
-        if any("sojourn-" in process.command for process in target.processes()) or list_agent_folders(target):
+        if any(re.search("sojourn-[0-9a-f]{12}", process.command) for process in target.processes()) or list_agent_folders(target):
             target.reset()  # a row before this one has failed, and says so itself
         self._patterns = (*patterns, f"files: {mark(target, '*')}")
         self.before: Snapshot = take(target)

@@ -501,3 +501,43 @@ def test_two_runs_of_two_users_one_of_which_is_killed(attempt: Attempt, target: 
         row.clean()
     finally:
         other.kill()
+
+
+# Taking up
+
+
+@pytest.mark.parametrize("killed", ["playbook", "playbook and broker"])
+def test_the_next_run_takes_the_installation_up(attempt: Attempt, target: Any, row: Row, killed: str) -> None:
+    """It waits for it, or takes the result that waits; nothing is sent, and nothing installed twice."""
+    tasks = [{"name": "install", "sojourn.deploy.install": package(target, attempt.folder, seconds=12)}]
+    with attempt.caught("installing", tasks):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        if "broker" in killed:
+            kill(broker)
+        attempt.end()
+    first = attempt.run
+    attempt.begin(tasks)
+    assert attempt.end() == 0, attempt.output
+    result = attempt.results[-1]["result"]
+    assert result["taken_up"] and (result["state"], result["changed"], result["exit_code"], result["bytes_sent"]) == ("installed", True, 0, 0), result
+    assert result["stdout"].split("\n")[:2] == ["it begins", "it has finished"], result
+    assert f"sojourn-{first}" in attempt.output, "the agent was the same"
+    row.clean(12)
+
+
+def test_another_user_does_not_take_it_up(attempt: Attempt, target: Any, row: Row, tmp_path: Path) -> None:
+    """The session's key is in a file of its user alone: who has another home has another session."""
+    with attempt.caught("installing"):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+    (file,) = (Path(os.environ["XDG_STATE_HOME"]) / "sojourn").glob("*.json")
+    assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+    first = attempt.run
+    attempt.begin([AGENT], environment={"XDG_STATE_HOME": str(tmp_path / "other")})
+    assert attempt.end() == 0 and attempt.results[-1]["result"]["info"]["run"] != first, attempt.output
+    row.clean(INSTALLING)

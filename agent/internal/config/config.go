@@ -19,6 +19,8 @@ import (
 const (
 	ConfigName = "config.json"
 	ReadyName  = "ready.json"
+	// SessionName is whose agent it is; only the way in reads it.
+	SessionName = "session"
 )
 
 // A config is small; what is larger is not one.

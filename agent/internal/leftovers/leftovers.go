@@ -5,6 +5,8 @@ package leftovers
 import (
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -174,4 +176,11 @@ func removeRun(r Request, run string, things []thing) (all []Leftover) {
 		all = append(all, found)
 	}
 	return all
+}
+
+// exists tells whether a folder has something of a name in it. The way in writes the session first of all: a folder without it is not
+// being set up, but was removed as far as that could be done.
+func exists(folder, name string) bool {
+	_, err := os.Lstat(filepath.Join(folder, name))
+	return err == nil
 }

@@ -43,8 +43,10 @@ func leave(t *testing.T, withExecutable bool, age time.Duration) (run, folder st
 	}
 	t.Cleanup(func() { os.RemoveAll(folder) })
 	if withExecutable {
-		if err := os.WriteFile(filepath.Join(folder, "agent"), nil, 0o700); err != nil {
-			t.Fatal(err)
+		for _, name := range []string{"agent", config.SessionName} {
+			if err := os.WriteFile(filepath.Join(folder, name), nil, 0o700); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	then := time.Now().Add(-age)

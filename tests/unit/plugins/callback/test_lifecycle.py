@@ -1,0 +1,116 @@
+"""The lifecycle callback in a real ansible-playbook without targets, and against a broker that tells what happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.sojourn.deploy.plugins.callback import lifecycle
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import ledger
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(lifecycle.CallbackModule, "_banner", lambda self, text: lines.append(f"== {text}"))
+    monkeypatch.setattr(lifecycle.CallbackModule, "_say", lambda self, text, color=None: lines.append(text))
+    monkeypatch.setattr(lifecycle.atexit, "register", lambda unused: None)
+    return lines
+
+
+def ends(monkeypatch: pytest.MonkeyPatch, *events: dict[str, Any], error: BaseException | None = None) -> list[int]:
+    asked: list[int] = []
+
+    def end_run(owner_pid: int, on_event: Any) -> bool:
+        asked.append(owner_pid)
+        for event in events:
+            on_event(event)
+        if error is not None:
+            raise error
+        return True
+
+    monkeypatch.setattr(lifecycle.broker_client, "end_run", end_run)
+    return asked
+
+
+def test_what_happens_is_told_once(monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    asked = ends(
+        monkeypatch,
+        {"event": "waiting", "host": "web1", "package": "a.deb"},
+        {"event": "finished", "host": "web1", "package": "a.deb", "state": "reboot_required", "msg": "exit code 3010: installed"},
+        {"event": "reconnecting", "host": "web2"},
+        {"event": "removed", "host": "web1", "removed": ["service x", "folder y"], "seconds": 1.24},
+        {"event": "failed", "host": "web2", "message": "[web2] connecting: No."},
+        {"event": "dropped", "host": "web1", "package": "b.deb", "state": "dropped", "msg": ""},
+    )
+    callback = lifecycle.CallbackModule()
+    callback.v2_playbook_on_stats(None)
+    callback._at_exit()
+    assert asked == [os.getpid()]
+    assert shown == [
+        "== CLEAN-UP",
+        "web1: waiting until the installation of a.deb has finished",
+        "web1: a.deb: reboot required (exit code 3010: installed)",
+        "web2: waiting for the target, which does not answer",
+        "web1: removed service x, folder y (1.2 s)",
+        "web2: NOT REMOVED: connecting: No.",
+        "web1: b.deb: dropped",
+    ]
+
+
+def test_nothing_is_said_where_nothing_happens(monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    ends(monkeypatch)
+    lifecycle.CallbackModule().v2_playbook_on_stats(None)
+    assert shown == []
+
+
+def test_ctrl_c_ends_the_waiting(monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    ends(monkeypatch, error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle.CallbackModule().v2_playbook_on_stats(None)
+    assert shown == ["Not waited for any longer; the clean-up goes on by itself."]
+
+
+def test_a_broker_that_is_lost_is_told(monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    ends(monkeypatch, error=SojournError("SD-902", detail="gone", log="x"))
+    lifecycle.CallbackModule().v2_playbook_on_stats(None)
+    assert len(shown) == 1 and "their lease is over" in shown[0] and "SD-902" in shown[0]
+
+
+def test_workers_say_nothing(monkeypatch: pytest.MonkeyPatch, shown: list[str]) -> None:
+    asked = ends(monkeypatch)
+    callback = lifecycle.CallbackModule()
+    monkeypatch.setattr(callback, "_run", os.getpid() + 1)
+    callback._at_exit()
+    assert asked == []
+
+
+def test_earlier_runs_are_told_of(monkeypatch: pytest.MonkeyPatch, shown: list[str], state_home: Path) -> None:
+    made = ledger.Ledger()
+    made.note("web1", None, package="a.deb")
+    ledger.leave("0123456789ab", made.cut_off())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        lifecycle.CallbackModule().v2_playbook_on_start(None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert shown[0].startswith("== AN EARLIER RUN WAS CUT OFF, ") and shown[1] == "web1: a.deb: dropped (the run was cut off before it began)"
+
+
+def test_in_a_real_run(tmp_path: Path, state_home: Path) -> None:
+    made = ledger.Ledger()
+    made.note("web1", None, package="a.deb")
+    ledger.leave("0123456789ab", made.cut_off())
+    (tmp_path / "play.yml").write_text("- hosts: localhost\n  gather_facts: false\n  tasks: [{ansible.builtin.meta: noop}]\n")
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), tmp_path / "play.yml"], capture_output=True, text=True, check=False,
+        env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "sojourn.deploy.lifecycle", "ANSIBLE_LOCALHOST_WARNING": "0"})
+    assert done.returncode == 0 and "AN EARLIER RUN WAS CUT OFF" in done.stdout and "CLEAN-UP" not in done.stdout, done.stdout + done.stderr
+    assert "lifecycle" not in done.stderr, done.stderr
