@@ -32,6 +32,8 @@ OUTPUT_BYTES = 4 << 20
 CALL_AGAIN_SECONDS = 10.0
 #: Seconds without a word from the agent after which it is asked whether it is there, before anything is asked of it.
 ASK_AFTER_SECONDS = 5.0
+#: Seconds after which an agent that is on its way out, and cannot be connected to, may be gone.
+GONE_SECONDS = 1.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
 RECONNECT_PAUSES = (0.5, 5.0)
 #: Seconds beyond the lease for which a run's end waits for a target that is not there.
@@ -770,12 +772,22 @@ class Session:
     def _wait_gone(self, channel: channel_module.Channel) -> None:
         """Waits while the agent waits for processes that must not be interrupted, however long they take."""
         pause = threading.Event()
-        while True:
-            try:
-                channel.call('GetInfo', patience=2)
-            except SojournError:
-                return
-            pause.wait(0.25)
+        # A firewall says nothing of a port that is closed again: whether the agent is gone is soon asked of the way in.
+        endpoint = channel.endpoint
+        asking = self._open_channel(endpoint.peer, endpoint.fingerprint, min(GONE_SECONDS, endpoint.connection_timeout))
+        silent: float | None = None
+        try:
+            while True:
+                try:
+                    asking.call('GetInfo', patience=0)
+                    silent = None
+                except SojournError:
+                    silent = silent or time.monotonic()
+                    if self._agent_is_gone() or time.monotonic() - silent > CALL_AGAIN_SECONDS:
+                        return
+                pause.wait(0.25)
+        finally:
+            asking.close()
 
     # Leftovers of other runs
 

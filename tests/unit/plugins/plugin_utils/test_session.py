@@ -39,7 +39,7 @@ class Host:
         return FakeWayIn(self, target, run)
 
     def channel(self, endpoint: Any, unused_context: Any) -> Any:
-        return FakeChannel(self)
+        return FakeChannel(self, endpoint)
 
 
 class FakeWayIn(WayIn):
@@ -91,8 +91,9 @@ class FakeWayIn(WayIn):
 
 
 class FakeChannel:
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, endpoint: Any) -> None:
         self.at = host
+        self.endpoint = endpoint
         self.closed = False
         self.heard = time.monotonic()
 
@@ -263,6 +264,24 @@ def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise SojournError("SD-503", step="x", detail="gone")
+
+    host.calls["GetInfo"] = info
+    session.remove()
+    assert left[0] == -1
+
+
+def test_an_agent_that_does_not_answer_while_it_waits_is_asked_again(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    host.calls["Shutdown"] = lambda: 1
+    host.found = [Found("service", f"sojourn-{RUN}", RUN, True)]
+    left = [3]
+
+    def info() -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            host.found = []
+        raise SojournError("SD-501", step="x", detail="timed out")
 
     host.calls["GetInfo"] = info
     session.remove()
