@@ -205,6 +205,9 @@ class Session:
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
                 self._debris = True
+                if self._file is not None and self._file is not file:
+                    self._file.forget()
+                self._file = file  # until the debris is cleared, or an agent is there whose file takes its place
             if isinstance(error, AlreadyPlaced):
                 raise self._error('SD-406', 'placing the agent', detail=f'{way_in.name} is in the way') from None
             raise
@@ -277,9 +280,13 @@ class Session:
             dead.append(file)
         else:
             if dead:
-                self._deploy_once()
-                if self._other is None:
-                    self._remove_dead(dead)
+                try:
+                    self._deploy_once()
+                    if self._other is None:
+                        self._remove_dead(dead)
+                finally:
+                    for file in dead:
+                        file.forget()  # those that are still held: the next deployment sees to them
                 return True
             return False
         self._remove_dead(dead)

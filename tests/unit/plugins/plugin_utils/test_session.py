@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -153,6 +154,32 @@ def test_after_a_failure_nothing_is_kept(host: Host, step: str) -> None:
         assert host.events[-2] == "undo" and host.placed is None and not host.running
     host.fail_at = ""
     assert session.deploy()["changed"]
+
+
+@pytest.mark.parametrize("of_a_dead_run", [False, True])
+def test_failures_leave_no_file_open(host: Host, monkeypatch: pytest.MonkeyPatch, of_a_dead_run: bool) -> None:
+    """Not even where nothing can be taken back, or where a dead run's session is there."""
+    def undo(way_in: FakeWayIn) -> None:
+        raise way_in.error("SD-801", what="it", detail="the connection is gone")
+
+    if of_a_dead_run:
+        dead = make(host)
+        dead.deploy()
+        dead._file.let_go()
+        host.fail_at = "RenewLease"
+    session = make(host)
+    if of_a_dead_run:
+        session.run = "b" * 12
+        host.calls["RenewLease"] = host.calls["GetInfo"] = lambda: (_ for _ in ()).throw(SojournError("SD-503", step="x", detail="gone"))
+    else:
+        host.fail_at = "start"
+        monkeypatch.setattr(FakeWayIn, "undo", undo)
+    before = len(os.listdir("/proc/self/fd"))
+    for unused in range(4):
+        with pytest.raises(SojournError):
+            session.deploy()
+    # Where something may have been left behind, the session's own file is kept.
+    assert len(os.listdir("/proc/self/fd")) == before + (not of_a_dead_run)
 
 
 def test_the_address_that_the_user_gives_is_the_one_admitted(host: Host) -> None:
