@@ -166,6 +166,15 @@ class Process:
         return f"{self.memory / 1048576:.1f} MB, {self.descriptors} descriptors, {self.threads} threads"
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return sorted(found)
+
+
 _MORE = r"""
 echo "files in /run" $(find /run -xdev | wc -l)
 echo "bytes in /var/log and /run/log" $(du -scb /var/log /run/log 2> /dev/null | tail -n 1)

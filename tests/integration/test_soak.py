@@ -109,6 +109,11 @@ class Work:
         self._over.wait(self._cycle.delay)
         return self.at
 
+    def wait_step(self, name: str) -> str:
+        """Until another step begins, or there is none any more."""
+        assert self._begun[name].wait(PATIENCE), f"{name} did not begin"
+        return self.at
+
     def end(self) -> None:
         """Waits for it. What failed must have said so in the product's own words."""
         assert self._over.wait(PATIENCE), f"{self.at} takes longer than {PATIENCE} s"
@@ -166,11 +171,14 @@ class Soak:
 
     def _of_the_lasting_run(self, cycle: Cycle) -> tuple[Work, Callable[[], None]]:
         # A target's firewall says nothing of a port that is closed again.
-        lost = {"lease_seconds": LEASE, "connection_timeout": 2}
+        lost = {"lease_seconds": 3, "connection_timeout": 1.5}
         options = lost if cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK) else {"lease_seconds": LASTING_LEASE}
         work = Work(self.controller, self.target, self.package, cycle, **options)
         if cycle.kind != NONE:
             at = work.wait_moment()
+            if at == "deploy" and cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK) and self.target.kind == "windows":
+                # Wine lets a process that is being started wait for ever for its parent to go on with it, here the guard for its agent.
+                at = work.wait_step("put_file")
             self._count(cycle, at)
             if cycle.kind == soak.CALLER:
                 work.caller.die()
@@ -280,7 +288,8 @@ class Soak:
 
     def nothing_grew(self, then: TargetFigures) -> None:
         """At the end, against what was after the warm-up."""
-        assert not _more_open(self.at_rest[-1], self.at_rest[0]), f"the broker at rest: {self.at_rest[0]} -> {self.at_rest[-1]}"
+        assert not _more_open(self.at_rest[-1], self.at_rest[0]), (
+            f"the broker at rest: {self.at_rest[0]} -> {self.at_rest[-1]}: {soak.open_files(self.broker)}")
         assert self.broker_growth < BROKER_MEMORY, f"the broker's memory grew by {self.broker_growth} bytes"
         assert self.log_sizes[-1] <= min(MAXIMUM_LOG, LOG_A_CYCLE * len(self.log_sizes)), f"the broker's log: {self.log_sizes[-1]} bytes"
         now = self.target_after = TargetFigures.of(self.target)
