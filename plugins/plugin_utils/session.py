@@ -205,6 +205,7 @@ class Session:
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
                 self._debris = True
+                threading.Thread(target=self._clear_debris_soon, name=f'clearing {target.host}', daemon=True).start()
                 if self._file is not None and self._file is not file:
                     self._file.forget()
                 self._file = file  # until the debris is cleared, or an agent is there whose file takes its place
@@ -665,27 +666,47 @@ class Session:
     def _clear_debris(self, report: Report) -> dict[str, t.Any]:
         """Waits for a target that was not there when it was to be cleaned: for as long as its agent, if it has one, would wait for us."""
         report('reconnecting')
-        target = self._proven or self.target
-        deadline = time.monotonic() + target.lease_seconds + RECONNECT_MORE_SECONDS
+        deadline = time.monotonic() + self.target.lease_seconds + RECONNECT_MORE_SECONDS
         pause, longest = RECONNECT_PAUSES
         never = threading.Event()
         while True:
-            way_in = make_way_in(target, self.run)
             try:
-                way_in.connect()
-                if not any(item.run == self.run and item.live for item in way_in.find()):
-                    removed = way_in.wait_removed(0)
-                    break
-                # An agent that is there ends itself, when its lease is over and its installation has finished.
-                error = self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
-            except SojournError as problem:
-                error = problem
-            finally:
-                way_in.release()
-            if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
-                raise error
+                with self._lock:
+                    return self._clear_debris_once()
+            except SojournError as error:
+                if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
+                    raise
             never.wait(pause)
             pause = min(2 * pause, longest)
+
+    def _clear_debris_soon(self) -> None:
+        """Thread: what a broken-off deployment left does not wait for the run's end, which may be hours away."""
+        pause, longest = RECONNECT_PAUSES
+        while not self._ended.wait(pause):
+            with self._lock:
+                if not self._debris or self._channel is not None:
+                    return
+                try:
+                    self._clear_debris_once()
+                    return
+                except SojournError as error:
+                    log.info('%s: clearing away: %s', self.target.host, error)
+                except Exception:
+                    log.exception('%s: clearing away', self.target.host)
+                    return
+            pause = min(2 * pause, longest)
+
+    def _clear_debris_once(self) -> dict[str, t.Any]:
+        target = self._proven or self.target
+        way_in = make_way_in(target, self.run)
+        try:
+            way_in.connect()
+            if any(item.run == self.run and item.live for item in way_in.find()):
+                # An agent that is there ends itself, when its lease is over and its installation has finished.
+                raise self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            removed = way_in.wait_removed(0)
+        finally:
+            way_in.release()
         if self._info.get('firewall_rule'):
             self._take_back_rules(target)
             removed.append(f"firewall rule {self._info['firewall_rule']}")
@@ -693,6 +714,7 @@ class Session:
             self._file.remove()
             self._file = None
         self._debris = False
+        log.info('%s: cleared away what was left', target.host)
         return {'changed': True, 'removed': removed}
 
     def _remove_once(self) -> dict[str, t.Any]:
