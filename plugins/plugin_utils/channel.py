@@ -468,6 +468,12 @@ class Channel:
             except mtom.SourceError as error:
                 self._forget_part(part, user)
                 raise self._error('SD-709', step, path=local_path, detail=error) from None
+            except SojournError as error:
+                if error.code != 'SD-706' or not offset:
+                    raise
+                # The transfer that was lost has come to its end after all, or to another: there is no such part any more.
+                offset = 0
+                continue
             except ConnectionLost as lost:
                 status = self.call('Stat', Path=part, User=user, patience=patience)
                 offset = min(int(status['size'] or 0), total) if status['kind'] == 'file' else 0

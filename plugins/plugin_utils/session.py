@@ -33,6 +33,8 @@ OUTPUT_BYTES = 4 << 20
 CALL_AGAIN_SECONDS = 10.0
 #: Seconds without a word from the agent after which it is asked whether it is there, before anything is asked of it.
 ASK_AFTER_SECONDS = 5.0
+#: Seconds after which an agent that is on its way out, and cannot be connected to, may be gone.
+GONE_SECONDS = 1.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
 RECONNECT_PAUSES = (0.5, 5.0)
 #: Seconds beyond the lease for which a run's end waits for a target that is not there.
@@ -95,6 +97,8 @@ class Session:
         self._keeping = False
         #: Whether there may be something on the target that could not be taken away, since the target was not there.
         self._debris = False
+        #: Whether a firewall rule of an agent that was never established is among that.
+        self._rule_left = False
         #: What the last removal came to.
         self._removal: dict[str, t.Any] = {}
         #: Processes that are under way.
@@ -204,6 +208,11 @@ class Session:
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
                 self._debris = True
+                self._rule_left = self._rule_left or self._is_rule(undone)
+                threading.Thread(target=self._clear_debris_soon, name=f'clearing {target.host}', daemon=True).start()
+                if self._file is not None and self._file is not file:
+                    self._file.forget()
+                self._file = file  # until the debris is cleared, or an agent is there whose file takes its place
             if isinstance(error, AlreadyPlaced):
                 raise self._error('SD-406', 'placing the agent', detail=f'{way_in.name} is in the way') from None
             raise
@@ -242,7 +251,7 @@ class Session:
         if self._file is not None and self._file is not file:
             self._file.forget()
         self._info, self._lost, self._ready, self._file = info, False, ready, file
-        self._debris = False
+        self._debris = self._rule_left = False
         self._channel, self._proven = channel, self.target
 
     def _config(self, way_in: WayIn) -> Config:
@@ -276,9 +285,13 @@ class Session:
             dead.append(file)
         else:
             if dead:
-                self._deploy_once()
-                if self._other is None:
-                    self._remove_dead(dead)
+                try:
+                    self._deploy_once()
+                    if self._other is None:
+                        self._remove_dead(dead)
+                finally:
+                    for file in dead:
+                        file.forget()  # those that are still held: the next deployment sees to them
                 return True
             return False
         self._remove_dead(dead)
@@ -656,38 +669,62 @@ class Session:
 
     def _clear_debris(self, report: Report) -> dict[str, t.Any]:
         """Waits for a target that was not there when it was to be cleaned: for as long as its agent, if it has one, would wait for us."""
-        target = self._proven or self.target
-        deadline = time.monotonic() + target.lease_seconds + RECONNECT_MORE_SECONDS
+        deadline = time.monotonic() + self.target.lease_seconds + RECONNECT_MORE_SECONDS
         pause, longest = RECONNECT_PAUSES
         never = threading.Event()
         told = False
         while True:
-            way_in = make_way_in(target, self.run)
             try:
-                way_in.connect()
-                if not any(item.run == self.run and item.live for item in way_in.find()):
-                    removed = way_in.wait_removed(0)
-                    break
-                # An agent that is there ends itself, when its lease is over and its installation has finished.
-                error = self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
-            except SojournError as problem:
-                error = problem
-            finally:
-                way_in.release()
-            if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
-                raise error
+                with self._lock:
+                    return self._clear_debris_once()
+            except SojournError as error:
+                if error.code not in (*NOT_THERE, 'SD-801') or self._is_rule(error) or time.monotonic() + pause > deadline:
+                    raise
             if not told:
                 report('reconnecting')
                 told = True
             never.wait(pause)
             pause = min(2 * pause, longest)
-        if self._info.get('firewall_rule'):
+
+    def _clear_debris_soon(self) -> None:
+        """Thread: what a broken-off deployment left does not wait for the run's end, which may be hours away."""
+        pause, longest = RECONNECT_PAUSES
+        while not self._ended.wait(pause):
+            with self._lock:
+                if not self._debris or self._channel is not None:
+                    return
+                try:
+                    self._clear_debris_once()
+                    return
+                except SojournError as error:
+                    log.info('%s: clearing away: %s', self.target.host, error)
+                    if self._is_rule(error):
+                        return
+                except Exception:
+                    log.exception('%s: clearing away', self.target.host)
+                    return
+            pause = min(2 * pause, longest)
+
+    def _clear_debris_once(self) -> dict[str, t.Any]:
+        target = self._proven or self.target
+        way_in = make_way_in(target, self.run)
+        try:
+            way_in.connect()
+            if any(item.run == self.run and item.live for item in way_in.find()):
+                # An agent that is there ends itself, when its lease is over and its installation has finished.
+                raise self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            removed = way_in.wait_removed(0)
+        finally:
+            way_in.release()
+        if self._info.get('firewall_rule') or self._rule_left or self._is_rule(way_in.left()):
+            self._rule_left = True  # the folder that said so is gone
             self._take_back_rules(target)
-            removed.append(f"firewall rule {self._info['firewall_rule']}")
+            removed.append(f'firewall rule {name_of(self.run)}')
         if self._file is not None:
             self._file.remove()
             self._file = None
-        self._debris = False
+        self._debris = self._rule_left = False
+        log.info('%s: cleared away what was left', target.host)
         return {'changed': True, 'removed': removed}
 
     def _remove_once(self) -> dict[str, t.Any]:
@@ -749,11 +786,17 @@ class Session:
         left = way_in.left()
         if left is not None:
             log.warning('%s: %s', self.target.host, left)
+            self._rule_left = self._is_rule(left)
             self._take_back_rules(way_in.target)
+            self._rule_left = False
         if self._info.get('firewall_rule'):
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
+
+    def _is_rule(self, error: SojournError | None) -> bool:
+        """Whether it says that the run's firewall rule could not be removed."""
+        return error is not None and error.code == 'SD-801' and error.fields.get('what') == f'The firewall rule {name_of(self.run)}'
 
     def _take_back_rules(self, target: Target) -> None:
         """Of an agent that could not do it itself: only an agent can, and one that begins takes back what its run has left."""
@@ -769,7 +812,9 @@ class Session:
         except (SojournError, AlreadyPlaced) as error:
             what, detail = f'The firewall rule {name_of(self.run)}', 'another agent is there'
             if isinstance(error, SojournError):
-                tool = error.code == 'SD-603' or error.fields.get('what') == what
+                if error.code in NOT_THERE:
+                    raise
+                tool = error.code == 'SD-603' or self._is_rule(error)
                 detail = error.fields.get('detail', '') if tool else error.sentence
             raise self._error('SD-801', 'removing the agent', what=what, detail=detail) from None
         finally:
@@ -778,12 +823,22 @@ class Session:
     def _wait_gone(self, channel: channel_module.Channel) -> None:
         """Waits while the agent waits for processes that must not be interrupted, however long they take."""
         pause = threading.Event()
-        while True:
-            try:
-                channel.call('GetInfo', patience=2)
-            except SojournError:
-                return
-            pause.wait(0.25)
+        # A firewall says nothing of a port that is closed again: whether the agent is gone is soon asked of the way in.
+        endpoint = channel.endpoint
+        asking = self._open_channel(endpoint.peer, endpoint.fingerprint, min(GONE_SECONDS, endpoint.connection_timeout))
+        silent: float | None = None
+        try:
+            while True:
+                try:
+                    asking.call('GetInfo', patience=0)
+                    silent = None
+                except SojournError:
+                    silent = silent or time.monotonic()
+                    if self._agent_is_gone() or time.monotonic() - silent > CALL_AGAIN_SECONDS:
+                        return
+                pause.wait(0.25)
+        finally:
+            asking.close()
 
     # Leftovers of other runs
 

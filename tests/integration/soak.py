@@ -32,6 +32,8 @@ PASSING = {OWNER: 5, BROKER_THEN_SAME: 3, BROKER_THEN_OTHER: 3, OWNER_AND_BROKER
 # Every so many cycles one has a run of its own.
 EVERY = 4
 
+LOG_LINES = "lines of the agent in the system's log"
+
 # What names a thing on a target as the product's.
 OURS = re.compile(r"sojourn-[0-9a-f]{12}")
 
@@ -164,6 +166,15 @@ class Process:
         return f"{self.memory / 1048576:.1f} MB, {self.descriptors} descriptors, {self.threads} threads"
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(entry))
+    return sorted(found)
+
+
 _MORE = r"""
 echo "files in /run" $(find /run -xdev | wc -l)
 echo "bytes in /var/log and /run/log" $(du -scb /var/log /run/log 2> /dev/null | tail -n 1)
@@ -192,7 +203,7 @@ class TargetFigures:
         for line in target.exec(["sh", "-c", _MORE]).stdout.splitlines():
             name, value = re.fullmatch(r"(.*?) (\d+).*", line).groups()  # type: ignore[union-attr]
             counts[name] = int(value)
-        counts["lines of the agent in the system's log"] = len(target.event_log())
+        counts[LOG_LINES] = len(target.event_log())
         return cls(sums, counts)
 
     def since(self, before: TargetFigures) -> list[str]:

@@ -20,12 +20,14 @@ from typing import Any
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, ledger
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker import MAXIMUM_LOG
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Installation
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from tests.integration import soak
 from tests.integration.conftest import Controller, InNamespace, kill
 from tests.integration.faults import BEGUN, FINISHED, Attempt, Watch, forget_marks
 from tests.integration.soak import NONE, Caller, Cycle, Look, Package, Process, Stopwatch, TargetFigures
+from tests.lab.errors import LabError
 from tests.lab.waiting import wait_for
 
 SEED = os.environ.get("SOJOURN_SOAK_SEED", "1")
@@ -40,6 +42,13 @@ WHOLE_LOOK = 25
 WARM_UP = 30
 # Longest that any call may take.
 PATIENCE = 120
+
+# What may be more at the end than after the warm-up. The broker's memory rises by some 15 MB in its first 60 cycles, as threads that come and
+# go make malloc's arenas, and varies by 2 MB then: so its second half is judged, in which 50 kB a cycle would be too much.
+BROKER_MEMORY = 4 << 20
+LOG_A_CYCLE = 2048
+# Of processes of the target: descriptors, and bytes of memory. Wine's manager of services starts and ends threads as it likes.
+ON_TARGET = {"systemd": (4, 2 << 20), "sshd": (2, 1 << 20), "smbd": (4, 2 << 20), "services.exe": (32, 8 << 20), "wineserver64": (64, 8 << 20)}
 
 CODES = {"0": ["installed", "installed"]}
 
@@ -100,6 +109,11 @@ class Work:
         self._over.wait(self._cycle.delay)
         return self.at
 
+    def wait_step(self, name: str) -> str:
+        """Until another step begins, or there is none any more."""
+        assert self._begun[name].wait(PATIENCE), f"{name} did not begin"
+        return self.at
+
     def end(self) -> None:
         """Waits for it. What failed must have said so in the product's own words."""
         assert self._over.wait(PATIENCE), f"{self.at} takes longer than {PATIENCE} s"
@@ -126,7 +140,11 @@ class Soak:
         self.seconds: list[float] = []
         self.clean: list[float] = []
         self.interruptions: Counter[str] = Counter()
+        #: Ends of agents that nobody asked for, of which the target's log tells, since the warm-up.
+        self.unasked = 0
+        self.target_after: TargetFigures | None = None
         self.brokers: list[Process] = []
+        self.at_rest: list[Process] = []
         self.log_sizes: list[int] = []
         self.errors: Counter[str] = Counter()
 
@@ -153,16 +171,19 @@ class Soak:
 
     def _of_the_lasting_run(self, cycle: Cycle) -> tuple[Work, Callable[[], None]]:
         # A target's firewall says nothing of a port that is closed again.
-        lost = {"lease_seconds": LEASE, "connection_timeout": 2}
+        lost = {"lease_seconds": 3, "connection_timeout": 1.5}
         options = lost if cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK) else {"lease_seconds": LASTING_LEASE}
         work = Work(self.controller, self.target, self.package, cycle, **options)
         if cycle.kind != NONE:
             at = work.wait_moment()
+            if at == "deploy" and cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK) and self.target.kind == "windows":
+                # Wine lets a process that is being started wait for ever for its parent to go on with it, here the guard for its agent.
+                at = work.wait_step("put_file")
             self._count(cycle, at)
             if cycle.kind == soak.CALLER:
                 work.caller.die()
             if cycle.kind in (soak.NETWORK, soak.AGENT_AND_NETWORK):
-                self.target.reset_connections(self.target.port if at == "deploy" else 62286)
+                self.target.reset_connections(self.target.port if at == "deploy" and cycle.kind == soak.NETWORK else 62286)
             if cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK):
                 self._kill_agents()
         else:
@@ -208,6 +229,7 @@ class Soak:
         return work, again
 
     def _count(self, cycle: Cycle, at: str) -> None:
+        self.unasked += cycle.number > WARM_UP and cycle.kind not in (NONE, soak.CALLER, soak.OWNER)
         self.interruptions[cycle.kind if cycle.kind == NONE else f"{cycle.kind}, in {at}" if at != "after" else f"{cycle.kind}, too late"] += 1
 
     def _kill_agents(self) -> None:
@@ -258,11 +280,37 @@ class Soak:
         self.brokers.append(Process.of(self.broker))
         self.log_sizes.append((self.lasting_folder / "broker.log").stat().st_size)
 
-    def broker_at_rest(self, like: Process | None = None) -> Process:
-        """The lasting broker once what it had under way has ended: as it was at another such moment."""
-        with contextlib.suppress(Exception):
-            wait_for("threads to end", lambda: like is None or not _grown(Process.of(self.broker), like), 5)
-        return Process.of(self.broker)
+    def rest(self) -> None:
+        """Waits until the lasting broker has no more open than it had at the first such moment: threads end a little after the call that they were for."""
+        with contextlib.suppress(LabError):
+            wait_for("threads to end", lambda: not self.at_rest or not _more_open(Process.of(self.broker), self.at_rest[0]), 5)
+        self.at_rest.append(Process.of(self.broker))
+
+    def nothing_grew(self, then: TargetFigures) -> None:
+        """At the end, against what was after the warm-up."""
+        assert not _more_open(self.at_rest[-1], self.at_rest[0]), (
+            f"the broker at rest: {self.at_rest[0]} -> {self.at_rest[-1]}: {soak.open_files(self.broker)}")
+        assert self.broker_growth < BROKER_MEMORY, f"the broker's memory grew by {self.broker_growth} bytes"
+        assert self.log_sizes[-1] <= min(MAXIMUM_LOG, LOG_A_CYCLE * len(self.log_sizes)), f"the broker's log: {self.log_sizes[-1]} bytes"
+        now = self.target_after = TargetFigures.of(self.target)
+        for name in ("units", "failed units"):
+            assert now.counts[name] <= then.counts[name], f"{name}: {then.counts[name]} -> {now.counts[name]}"
+        for name, (descriptors, memory) in ON_TARGET.items():
+            if name in then.processes:
+                before, after = then.processes[name], now.processes[name]
+                assert after.descriptors <= before.descriptors + descriptors and after.memory <= before.memory + memory, f"{name}: {before} -> {after}"
+        told = now.counts[soak.LOG_LINES] - then.counts[soak.LOG_LINES]
+        assert told <= 4 * self.unasked, f"{told} lines in the target's log of {self.unasked} ends that nobody asked for"
+
+    @property
+    def broker_growth(self) -> int:
+        """Of the lasting broker's memory in the second half of its cycles; each end is the middle of some cycles."""
+        half = len(self.brokers) // 2
+        some = min(20, half // 2)
+        if half < WARM_UP:
+            return 0
+        first, last = self.brokers[half:half + some], self.brokers[-some:]
+        return round(statistics.median(process.memory for process in last) - statistics.median(process.memory for process in first))
 
     def whole_look(self) -> None:
         """Nothing at all is left, on the target and on the controller."""
@@ -292,14 +340,17 @@ class Soak:
         for text, count in self.errors.items():
             yield f"{count} times {text}"
         if self.brokers:
+            count = len(self.brokers)
             yield "broker: " + "; ".join(f"after {number} cycles {self.brokers[number - 1]}" for number in sorted(
-                {1, min(WARM_UP, len(self.brokers)), len(self.brokers) // 2 or 1, len(self.brokers)}))
+                {1, *(number for number in (WARM_UP, count // 2, count * 3 // 4, count) if 0 < number <= count)}))
+            yield f"its memory in the second half: {self.broker_growth / 1048576:+.1f} MB"
+            yield "broker at rest: " + "; ".join(f"{process.descriptors} descriptors, {process.threads} threads" for process in self.at_rest)
             yield f"its log: {self.log_sizes[-1]} bytes, {self.log_sizes[-1] / len(self.log_sizes):.0f} a cycle"
         if target_before:
-            yield "target, since the warm-up: " + ("; ".join(TargetFigures.of(self.target).since(target_before)) or "as it was")
+            yield "target, since the warm-up: " + ("; ".join((self.target_after or TargetFigures.of(self.target)).since(target_before)) or "as it was")
 
 
-def _grown(now: Process, then: Process) -> bool:
+def _more_open(now: Process, then: Process) -> bool:
     return now.descriptors > then.descriptors or now.threads > then.threads
 
 
@@ -320,7 +371,6 @@ def test_soak(soaked: Soak, target: Any, say: Callable[[str], None]) -> None:
     seed = f"{SEED} {target.kind}"
     say(f"soak of {target.kind}, seed {SEED}")
     print(f"\nsoak of {target.kind}, seed {SEED}")
-    at_rest: list[Process] = []
     on_target: TargetFigures | None = None
     cycle = None
     try:
@@ -328,9 +378,11 @@ def test_soak(soaked: Soak, target: Any, say: Callable[[str], None]) -> None:
             soaked.cycle(cycle)
             if cycle.number % WHOLE_LOOK == 0 or cycle.number in (WARM_UP, CYCLES):
                 soaked.whole_look()
-                at_rest.append(soaked.broker_at_rest(at_rest[0] if at_rest else None))
+                soaked.rest()
             if cycle.number == min(WARM_UP, CYCLES):
                 on_target = TargetFigures.of(target)
+        assert on_target
+        soaked.nothing_grew(on_target)
         soaked.last_look()
         cycle = None
     except BaseException as error:

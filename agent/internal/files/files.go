@@ -30,6 +30,9 @@ var buffers = sync.Pool{New: func() any { return new([copyBytes]byte) }}
 // Store does the file work, relative to the agent's folder.
 type Store struct {
 	folder string
+	// How long a request that writes a partial file waits for the one before it. A transfer whose connection was lost is often taken up
+	// again before the agent has noticed the loss itself.
+	patience time.Duration
 
 	mu    sync.Mutex
 	parts map[string]*part // partial files, by path
@@ -44,7 +47,9 @@ type part struct {
 }
 
 // NewStore makes the store of the agent's folder.
-func NewStore(folder string) *Store { return &Store{folder: folder, parts: make(map[string]*part)} }
+func NewStore(folder string) *Store {
+	return &Store{folder: folder, patience: 5 * time.Second, parts: make(map[string]*part)}
+}
 
 func fault(path string, err error) error {
 	if known, ok := errors.AsType[*catalogue.Error](err); ok {
@@ -156,13 +161,9 @@ func (s *Store) Put(r *Put) (sum [sha256.Size]byte, err error) {
 	return sum, nil
 }
 
-// claimWait is how long a request waits for the one before it. A transfer whose connection was lost is often taken up again before the
-// agent has noticed the loss itself.
-const claimWait = 5 * time.Second
-
 // claim makes sure that only one request writes a partial file.
 func (s *Store) claim(partPath string) (*part, error) {
-	tooLong := time.After(claimWait)
+	tooLong := time.After(s.patience)
 	for {
 		known, taken := s.tryClaim(partPath)
 		if known != nil {

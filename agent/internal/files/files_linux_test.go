@@ -180,6 +180,7 @@ func TestEndRemovesParts(t *testing.T) {
 
 func TestOnlyOneWritesAFile(t *testing.T) {
 	s := NewStore(t.TempDir())
+	s.patience = 10 * time.Millisecond
 	reader, writer := io.Pipe()
 	done := make(chan error)
 	go func() { done <- put(s, "a", "content", 0, func(p *Put) { p.Data = reader }) }()

@@ -429,6 +429,24 @@ def test_put_file_goes_on_where_it_broke_off(server: Server, channel: Channel, f
     assert store["offsets"][0] == 0 and store["offsets"][1] > 2 << 20
 
 
+def test_put_file_whose_answer_was_lost_is_sent_anew(server: Server, channel: Channel, file: Path) -> None:
+    """The agent had it as a whole, and put it in its place between the look at the part and its resumption."""
+    store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
+    take = take_file(server, store, cut_at=5 << 20)
+
+    def stream(handler: Handler, length: int) -> Any:
+        if len(store["offsets"]) == 1 and handler.headers["SOAPAction"].endswith('#PutFile"'):
+            handler.rfile.read(length)
+            store["offsets"].append(-1)
+            store["size"] = 0
+            return 500, "text/xml", fault("SD-706", "The path 'p' on the target cannot be used: no such file or directory.")
+        return take(handler, length)
+
+    server.stream = stream
+    assert channel.put_file(str(file), "p")["size"] == file.stat().st_size
+    assert store["offsets"] == [0, -1, 0] and store["data"] == file.read_bytes()
+
+
 def test_put_file_with_the_wrong_checksum_leaves_nothing(server: Server, channel: Channel, file: Path) -> None:
     store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
     server.stream = take_file(server, store)

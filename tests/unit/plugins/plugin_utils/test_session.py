@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ class Host:
         return FakeWayIn(self, target, run)
 
     def channel(self, endpoint: Any, unused_context: Any) -> Any:
-        return FakeChannel(self)
+        return FakeChannel(self, endpoint)
 
 
 class FakeWayIn(WayIn):
@@ -93,8 +94,9 @@ class FakeWayIn(WayIn):
 
 
 class FakeChannel:
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, endpoint: Any) -> None:
         self.at = host
+        self.endpoint = endpoint
         self.closed = False
         self.heard = time.monotonic()
 
@@ -154,6 +156,32 @@ def test_after_a_failure_nothing_is_kept(host: Host, step: str) -> None:
         assert host.events[-2] == "undo" and host.placed is None and not host.running
     host.fail_at = ""
     assert session.deploy()["changed"]
+
+
+@pytest.mark.parametrize("of_a_dead_run", [False, True])
+def test_failures_leave_no_file_open(host: Host, monkeypatch: pytest.MonkeyPatch, of_a_dead_run: bool) -> None:
+    """Not even where nothing can be taken back, or where a dead run's session is there."""
+    def undo(way_in: FakeWayIn) -> None:
+        raise way_in.error("SD-801", what="it", detail="the connection is gone")
+
+    if of_a_dead_run:
+        dead = make(host)
+        dead.deploy()
+        dead._file.let_go()
+        host.fail_at = "RenewLease"
+    session = make(host)
+    if of_a_dead_run:
+        session.run = "b" * 12
+        host.calls["RenewLease"] = host.calls["GetInfo"] = lambda: (_ for _ in ()).throw(SojournError("SD-503", step="x", detail="gone"))
+    else:
+        host.fail_at = "start"
+        monkeypatch.setattr(FakeWayIn, "undo", undo)
+    before = len(os.listdir("/proc/self/fd"))
+    for unused in range(4):
+        with pytest.raises(SojournError):
+            session.deploy()
+    # Where something may have been left behind, the session's own file is kept.
+    assert len(os.listdir("/proc/self/fd")) == before + (not of_a_dead_run)
 
 
 def test_the_address_that_the_user_gives_is_the_one_admitted(host: Host) -> None:
@@ -279,6 +307,29 @@ def test_a_rule_that_the_agent_could_not_close_is_closed_by_another_or_told(host
     assert host.placed is None and not host.running and not session.live
 
 
+def test_a_rule_that_stays_after_a_failed_deployment_is_tried_again_at_the_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody was told of a rule, as no agent was ever established; undoing its start said so."""
+    monkeypatch.setattr(session_module, "RECONNECT_PAUSES", (60.0, 60.0))
+    session = make(host)
+    host.fail_at = "GetInfo"
+    undo = FakeWayIn.undo
+
+    def undo_and_tell(way_in: FakeWayIn) -> None:
+        undo(way_in)
+        raise way_in.error("SD-801", what=f"The firewall rule sojourn-{RUN}", detail="busy")
+
+    monkeypatch.setattr(FakeWayIn, "undo", undo_and_tell)
+    with pytest.raises(SojournError):
+        session.deploy()
+    host.fail_at = ""
+    told: list[str] = []
+    with pytest.raises(SojournError, match="SD-801") as caught:
+        session.end(lambda event, **unused: told.append(event))
+    assert f"The firewall rule sojourn-{RUN}" in caught.value.sentence and caught.value.fields["detail"] == "busy" and told == []
+    monkeypatch.setattr(FakeWayIn, "undo", undo)
+    assert f"firewall rule sojourn-{RUN}" in session.end(lambda event, **unused: None)["removed"]
+
+
 def test_what_an_agents_file_says() -> None:
     way_in = FakeWayIn(Host(), Target.make("ssh", "::1", host="web1"), RUN)
     assert way_in.left() is None and way_in._left_of(None) is None
@@ -299,6 +350,24 @@ def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise SojournError("SD-503", step="x", detail="gone")
+
+    host.calls["GetInfo"] = info
+    session.remove()
+    assert left[0] == -1
+
+
+def test_an_agent_that_does_not_answer_while_it_waits_is_asked_again(host: Host) -> None:
+    session = make(host)
+    session.deploy()
+    host.calls["Shutdown"] = lambda: 1
+    host.found = [Found("service", f"sojourn-{RUN}", RUN, True)]
+    left = [3]
+
+    def info() -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            host.found = []
+        raise SojournError("SD-501", step="x", detail="timed out")
 
     host.calls["GetInfo"] = info
     session.remove()
