@@ -74,18 +74,9 @@ def row(request: pytest.FixtureRequest, attempt: Attempt, target: Any, capsys: p
         print(f"\n    {request.node.name}: {row.said}")
 
 
-@pytest.fixture
-def linux_only(target: Any) -> None:
-    """A row that does not apply to Windows."""
-    if target.kind != "linux":
-        pytest.skip("of Linux")
-
-
-@pytest.fixture
-def windows_only(target: Any) -> None:
-    """A row that does not apply to Linux."""
-    if target.kind != "windows":
-        pytest.skip("of Windows")
+# Rows that apply to one family alone.
+LINUX = pytest.mark.parametrize("target", ["linux"], indirect=True)
+WINDOWS = pytest.mark.parametrize("target", ["windows"], indirect=True)
 
 
 # Signals
@@ -339,7 +330,8 @@ def test_the_target_restarts_and_nobody_is_left_on_the_controller(attempt: Attem
     assert not marked(target, FINISHED) or how == "reboot"
 
 
-def test_ansibles_own_reboot(attempt: Attempt, linux_only: None, target: Any, row: Row) -> None:
+@LINUX
+def test_ansibles_own_reboot(attempt: Attempt, target: Any, row: Row) -> None:
     attempt.begin([{"name": "restart", "ansible.builtin.reboot": {"reboot_timeout": 120}}, {"name": "after", "ansible.builtin.command": "uptime"}])
     row.fault()
     assert attempt.end(200) == 0, attempt.output
@@ -381,7 +373,7 @@ def test_no_folder_can_be_written(attempt: Attempt, target: Any, row: Row) -> No
     row.fault()
     variables = {} if windows else {"vars": {"ansible_sojourn_remote_folders": ["/var/tmp"]}}
     with target.read_only() if windows else target.read_only("/var/tmp"):
-        attempt.begin([{"sojourn.deploy.packages": {"packages": [{"src": __file__, "kind": "exe" if windows else "sh"}]}}], **variables)
+        attempt.begin([{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder)]}}], **variables)
         assert attempt.end() == 2 and ("(SD-401)" if windows else "(SD-403)") in attempt.output, attempt.output
     row.clean()
 
@@ -438,7 +430,8 @@ def test_the_firewall_tool_fails_for_a_while(attempt: Attempt, target: Any, row:
     row.clean()
 
 
-def test_the_service_is_held_open(attempt: Attempt, windows_only: None, target: Any, row: Row) -> None:
+@WINDOWS
+def test_the_service_is_held_open(attempt: Attempt, target: Any, row: Row) -> None:
     """Somebody looks at it in the services' console: it stays marked for deletion, and is gone with that look."""
     gate = attempt.gate()
     attempt.begin([AGENT, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
@@ -450,8 +443,9 @@ def test_the_service_is_held_open(attempt: Attempt, windows_only: None, target: 
     row.clean(WITHIN, note=", of which it was held open 30 s and more")
 
 
+@WINDOWS
 @pytest.mark.parametrize("seconds", [3, 40])
-def test_the_agents_file_is_locked(attempt: Attempt, windows_only: None, target: Any, row: Row, seconds: int) -> None:
+def test_the_agents_file_is_locked(attempt: Attempt, target: Any, row: Row, seconds: int) -> None:
     """A scanner has it open: it is tried again; whoever holds it too long is told of, and the next clean-up removes it."""
     gate = attempt.gate()
     attempt.begin([AGENT, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
