@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,11 @@ def attempt(controller: Controller, target: Any, tmp_path: Path) -> Iterator[Att
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, attempt: Attempt, target: Any, capsys: pytest.CaptureFixture[str]) -> Iterator[Row]:
+def row(request: pytest.FixtureRequest, attempt: Attempt, target: Any, say: Callable[[str], None]) -> Iterator[Row]:
     """Watches the target, and prints the row when it is over."""
     row = Row(attempt, Watch(target))
     yield row
-    with capsys.disabled():
-        print(f"\n    {request.node.name}: {row.said}")
+    say(f"{request.node.name}: {row.said}")
 
 
 # Rows that apply to one family alone.
