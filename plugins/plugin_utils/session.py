@@ -18,7 +18,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Ready, WayIn, name_of
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import REMOVE_SECONDS, AlreadyPlaced, Config, Ready, WayIn, name_of
 
 log = logging.getLogger('sojourn.session')
 
@@ -37,6 +37,8 @@ ASK_AFTER_SECONDS = 5.0
 GONE_SECONDS = 1.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
 RECONNECT_PAUSES = (0.5, 5.0)
+#: Seconds within which the guard of an agent that was killed has done its work, if it waits for no installation.
+GUARD_SECONDS = 10.0
 #: Seconds beyond the lease for which a run's end waits for a target that is not there.
 RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
@@ -95,6 +97,14 @@ class Session:
         self._wake = threading.Condition()
         self._released: list[str] = []
         self._keeping = False
+        self._keeper: threading.Thread | None = None
+        self._kept: channel_module.Channel | None = None
+        #: Whether the way in has refused us since: then it is not asked again and again, which would lock the account.
+        self._refused = False
+        #: Whether another run may take the session over, with what its processes have left to read.
+        self._let_go = False
+        #: Whether an agent is there that does not answer.
+        self._living = False
         #: Whether there may be something on the target that could not be taken away, since the target was not there.
         self._debris = False
         #: Whether a firewall rule of an agent that was never established is among that.
@@ -132,7 +142,7 @@ class Session:
                 self._deploy_once()
             if self._other is not None:
                 return {**self._other.deploy(), 'changed': False}
-            threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True).start()
+            self._start_keeper()
             return self._deployed(changed=True)
 
     def _deployed(self, *, changed: bool) -> dict[str, t.Any]:
@@ -155,6 +165,8 @@ class Session:
         pause, longest = RECONNECT_PAUSES
         while True:
             try:
+                if self._revive():
+                    return
                 self._deploy_once()
                 break
             except SojournError as error:
@@ -233,9 +245,24 @@ class Session:
             ready = way_in.find_restarted(self._ready) if placed.session == self.token and self._ready is not None else None
             if ready is not None:
                 return ready
+            self._spare_living(way_in)
             way_in.wait_removed(0)
             way_in.place(self.token)
         return None
+
+    def _spare_living(self, way_in: WayIn, seconds: float = 0.0) -> None:
+        """Raises where an agent of this session, or its guard, is there and does not answer, and does not go within so many seconds.
+
+        It may be waiting for an installation, which must not be cut short, and ends by itself: when its lease is over, and that has finished.
+        """
+        pause = threading.Event()
+        deadline = time.monotonic() + seconds
+        while any(item.run == self.run and item.live for item in way_in.find()):
+            if time.monotonic() > deadline:
+                self._living = True
+                raise self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            pause.wait(0.25)
+        self._living = False
 
     def _open_channel(self, peer: t.Any, fingerprint: str, connection_timeout: float | None = None) -> channel_module.Channel:
         target = self.target
@@ -348,8 +375,15 @@ class Session:
         except SojournError:
             return False
         self._lost = False
-        threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True).start()
+        self._start_keeper()
         return True
+
+    def _start_keeper(self) -> None:
+        """One that is at work goes on; but one that is just putting an agent in the lost one's place ends then."""
+        if self._keeper is None or not self._keeper.is_alive() or self._keeper is threading.current_thread() or self._kept is not self._channel:
+            self._kept = self._channel
+            self._keeper = threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True)
+            self._keeper.start()
 
     def _lose(self, channel: t.Any) -> None:
         if self._channel is channel and not self._lost:
@@ -360,22 +394,27 @@ class Session:
 
     def _agent_is_gone(self) -> bool:
         """Whether the target can be reached and has no agent of this session; False also where that cannot be told."""
+        if self._refused:
+            return False
         way_in = make_way_in(self._proven or self.target, self.run)
         try:
             way_in.connect()
             return not any(item.run == self.run and item.live for item in way_in.find())
-        except SojournError:
+        except SojournError as error:
+            self._refused = error.code.startswith('SD-3')
             return False
         finally:
             way_in.release()
 
     def _persist(self, channel: channel_module.Channel, operation: str, seconds: float, **arguments: t.Any) -> t.Any:
         """An operation that is tried again for a lease's length, unless the way in shows that there is no agent to answer it."""
-        deadline = time.monotonic() + seconds
+        deadline: float | None = None
         while True:
             try:
                 return channel.call(operation, patience=min(CALL_AGAIN_SECONDS, seconds), **arguments)
             except SojournError as error:
+                # From now on: before that, the answer may have been long in coming.
+                deadline = deadline or time.monotonic() + seconds
                 if error.code != 'SD-503' or time.monotonic() > deadline or self._channel is not channel:
                     raise
                 if self._agent_is_gone():
@@ -569,7 +608,8 @@ class Session:
             raise
         finally:
             with self._wake:
-                self._released.append(job.handle)
+                if not self._let_go:
+                    self._released.append(job.handle)
                 self._wake.notify_all()
         code = execution['exit_code']
         return {'exit_code': None if code is None else int(code), 'timed_out': bool(execution['timed_out']), 'seconds': float(execution['seconds'])}
@@ -610,16 +650,17 @@ class Session:
         if self._other is not None:
             return {'changed': False, 'removed': []}  # its own session ends it
         with self._wake:
-            waited = bool(self._jobs)
-            for job in self._jobs:
-                job.leave()
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.leave()
+        waited = bool(jobs)
         if waited and not self._await_jobs(report):
             return {'changed': False, 'removed': []}
         earlier = self._removal
         try:
             result = self.remove()
         except SojournError as error:
-            if error.code not in NOT_THERE:
+            if error.code not in NOT_THERE and not self._living:
                 raise
         if self._debris:
             return self._clear_debris(report)
@@ -631,6 +672,7 @@ class Session:
         told: set[str] = set()
         file = self._file
         if file is not None:
+            self._let_go = True
             file.let_go()
         while True:
             with self._wake:
@@ -710,9 +752,7 @@ class Session:
         way_in = make_way_in(target, self.run)
         try:
             way_in.connect()
-            if any(item.run == self.run and item.live for item in way_in.find()):
-                # An agent that is there ends itself, when its lease is over and its installation has finished.
-                raise self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            self._spare_living(way_in)
             removed = way_in.wait_removed(0)
         finally:
             way_in.release()
@@ -773,6 +813,7 @@ class Session:
                 patience = 2.0
             elif int(channel.call('Shutdown')):
                 self._wait_gone(channel)
+                patience = REMOVE_SECONDS  # unless it was only out of reach, and waits still
         except SojournError as error:
             if error.code not in LOST:
                 log.warning('%s: %s', self.target.host, error)
@@ -781,6 +822,8 @@ class Session:
         if failure:
             raise failure[0]
         way_in = reached[-1]
+        if patience is not None:
+            self._spare_living(way_in, GUARD_SECONDS)
         removed = way_in.wait_removed(patience) if patience is not None else way_in.wait_removed()
         # An agent that was killed, or could not close its rules, has left its folder.
         left = way_in.left()

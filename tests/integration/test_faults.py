@@ -84,7 +84,11 @@ WINDOWS = pytest.mark.parametrize("target", ["windows"], indirect=True)
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, name: str, phase: str) -> None:
-    with attempt.caught(phase):
+    megabytes = 40 if phase == "copying" else 0
+    packages = [package(target, attempt.folder, megabytes=megabytes)]
+    if phase != "cleaning":
+        packages.append(package(target, attempt.folder, seconds=0.1, marks=("second-begun", "second-finished"), megabytes=megabytes))
+    with attempt.caught(phase, [{"sojourn.deploy.packages": {"packages": packages}}, {"sojourn.deploy.agent": {"state": "absent"}}]):
         row.fault()
         os.kill(attempt.pid, getattr(signal, name))
         if name == "SIGKILL":
@@ -93,13 +97,14 @@ def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, n
     assert code == (99 if name == "SIGINT" else -getattr(signal, name)), attempt.output
     row.clean()
     installed = phase in ("installing", "cleaning")
-    assert marked(target, BEGUN) == marked(target, FINISHED) == installed, "an installation that begins finishes; what has not begun is dropped"
+    assert marked(target, BEGUN) == marked(target, FINISHED) == installed, "an installation that begins finishes"
+    assert not marked(target, "second-begun"), "what has not begun is dropped"
     if name == "SIGKILL":
         return
     if phase == "installing":
         assert "waiting until the installation of" in attempt.output and ": installed (exit code 0: installed)" in attempt.output, attempt.output
-    elif phase != "cleaning":
-        assert ": dropped (the run was cut off before it began)" in attempt.output, attempt.output
+    if phase != "cleaning":
+        assert attempt.output.count(": dropped (the run was cut off before it began)") == (1 if installed else 2), attempt.output
     if phase not in ("connecting", "uploading", "starting"):
         assert f"{target.name}: removed service sojourn-" in attempt.output, attempt.output
 
@@ -230,9 +235,20 @@ def test_the_network_is_cut_for_less_than_the_lease(attempt: Attempt, target: An
     with attempt.caught("installing"):
         row.fault()
         with target.cut_off():
-            attempt.wait("the end of the installation", lambda: marked(target, FINISHED))
+            attempt.pause(LEASE / 2)
     assert attempt.end() == 0 and "installed: " in attempt.output, attempt.output
     row.clean()
+
+
+def test_the_network_is_cut_for_longer_than_the_lease(attempt: Attempt, target: Any, row: Row) -> None:
+    """The agent waits for its installation beyond the lease, and is found again."""
+    with attempt.caught("installing", [{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=30)]}}]):
+        row.fault()
+        with target.cut_off():
+            attempt.pause(LEASE + 4)
+    assert attempt.end() == 0 and "installed: " in attempt.output, attempt.output
+    assert marked(target, FINISHED)
+    row.clean(30)
 
 
 def test_the_network_is_cut_for_good(attempt: Attempt, target: Any, row: Row) -> None:

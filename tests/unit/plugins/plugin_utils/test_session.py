@@ -202,7 +202,19 @@ def test_a_second_name_joins_the_first(host: Host) -> None:
 def test_an_own_agent_that_died_is_cleared_away(host: Host) -> None:
     host.placed = "of a session that nobody knows any more"
     assert make(host).deploy()["changed"]
-    assert host.events[:5] == ["connect", "wait_removed", "place", "start", "GetInfo"]
+    assert host.events[:6] == ["connect", "find", "wait_removed", "place", "start", "GetInfo"]
+
+
+def test_an_own_agent_that_waits_for_an_installation_is_spared(host: Host) -> None:
+    """It does not answer, for whatever reason; it ends by itself."""
+    session = make(host)
+    session.deploy()
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=True)]
+    host.fail_at = "RenewLease"
+    session._lose(session._channel)
+    with pytest.raises(SojournError, match="SD-801"):
+        session._deploy_once()
+    assert host.placed is not None and "wait_removed" not in host.events
 
 
 def test_a_lost_agent_is_deployed_anew(host: Host) -> None:
