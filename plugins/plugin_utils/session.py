@@ -215,8 +215,7 @@ class Session:
             # Whatever went wrong: nothing stays. What cannot be taken back is said with the error.
             try:
                 way_in.undo()
-                if file is not None:
-                    file.remove()
+                self._put_back(file)
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
                 self._debris = True
@@ -234,6 +233,17 @@ class Session:
         self._established(channel, info, ready, file)
         self._seconds = laps
         log.info('%s: agent %s on port %d, seconds %s', target.host, way_in.name, ready.port, laps)
+
+    def _put_back(self, file: session_file.SessionFile | None) -> None:
+        """After a deployment that failed: the file is gone, or again that of the agent which was lost, and may live."""
+        before = self._file
+        if before is not None and before.record.peer is not None:
+            before.forget()
+            self._file = session_file.keep(before.record)
+            if file is not None:
+                file.forget()
+        elif file is not None:
+            file.remove()
 
     def _there_already(self, way_in: WayIn) -> Ready | None:
         """Places the agent; where this run's own is there and has been started anew with the target, tells how to reach it."""

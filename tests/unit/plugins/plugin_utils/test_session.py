@@ -212,7 +212,8 @@ def test_an_own_agent_that_waits_for_an_installation_is_spared(host: Host) -> No
     host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=True)]
     with pytest.raises(SojournError, match="SD-801"):
         session._deploy_once()
-    assert host.placed is not None and "wait_removed" not in host.events
+    assert "wait_removed" not in host.events and host.events.count("place") == 1
+    assert session._file is not None and session._file.record.peer is not None, "it can be taken over still"
 
 
 def test_a_lost_agent_is_deployed_anew(host: Host) -> None:
