@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,11 +131,10 @@ def agent_killed(controller: Controller, target: Any) -> str:
     info = controller.agent(target, lease_seconds=3600).deploy()["info"]
     kill(controller.broker_pid)
     controller.forget()
+    shutil.rmtree(Path(os.environ["XDG_STATE_HOME"]) / "sojourn")  # else this user's next run removes it by itself
     controller.new_run()
-    if target.kind == "linux":
-        target.exec(["kill", "-9", str(info["process_id"])])
-    else:
-        target.exec(["pkill", "-9", "-f", f"sojourn-{info['run']}.agent.exe"])
+    # The guard too, which would clean up after it, and before it, which would notice.
+    target.exec(["pkill", "-9", "-f", f"sojourn-{info['run']}.agent"])
     return info["run"]
 
 
