@@ -98,6 +98,7 @@ class AgentConnection(ConnectionBase):
         except SojournError as error:
             # The target may be rebooting; what is left is removed by its agent, or by the next one.
             display.vvv(f'RESET: {error}', host=self.host_name)
+        self._agent = None  # options may have been set since: Ansible's plugins that restart a host set the timeout, and reset
         self._connected = False
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:

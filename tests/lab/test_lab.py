@@ -427,6 +427,7 @@ def netsh(windows: WindowsTarget, *words: str) -> tuple[int, str]:
 def test_programs_of_either_width_get_the_stand_ins(windows: WindowsTarget, shell: str) -> None:
     assert "State" in windows.exec(["wine", shell, "/c", "netsh advfirewall show allprofiles state"]).stdout
     assert "Usage" in windows.exec(["wine", shell, "/c", "shutdown"], check=False).stdout
+    assert "knows only what win_reboot sends" in windows.exec(["wine", shell, "/c", "powershell -Command 1"], check=False).stderr
 
 
 def test_netsh_opens_one_port_for_one_address(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:

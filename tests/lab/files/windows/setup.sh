@@ -21,13 +21,14 @@ wineboot --init
 wine reg add 'HKCU\Software\Wine\Drivers' /v Graphics /d null /f
 wine reg add 'HKLM\Software\Microsoft\Windows\CurrentVersion\Policies\System' /v EnableLUA /t REG_DWORD /d 1 /f
 # Without this a 64-bit process would get Wine's own empty stubs in place of the stand-ins of the same name.
-for program in netsh.exe shutdown.exe; do
+stand_ins="netsh.exe shutdown.exe powershell.exe"
+for program in $stand_ins; do
     wine reg add 'HKCU\Software\Wine\DllOverrides' /v "$program" /d native /f
 done
 wineserver --wait
 for folder in system32 syswow64; do
     if [ -d "/srv/windows/drive_c/windows/$folder" ]; then
-        cp -f /opt/sojourn-lab/bin/netsh.exe /opt/sojourn-lab/bin/shutdown.exe "/srv/windows/drive_c/windows/$folder/"
+        (cd /opt/sojourn-lab/bin && cp -f $stand_ins "/srv/windows/drive_c/windows/$folder/")
     fi
 done
 

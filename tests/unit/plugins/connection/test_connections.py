@@ -14,6 +14,7 @@ from ansible.plugins.loader import get_shell_plugin
 
 from ansible_collections.sojourn.deploy.plugins.connection import smb, ssh
 from ansible_collections.sojourn.deploy.plugins.doc_fragments.connection import ModuleDocFragment
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import connection_base
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import ansible_error
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
@@ -129,6 +130,20 @@ def test_kinds_of_errors() -> None:
     assert isinstance(ansible_error(SojournError("SD-301", user="x", detail="y")), AnsibleConnectionFailure)
     failed = ansible_error(SojournError("SD-706", path="x", detail="y"))
     assert isinstance(failed, AnsibleError) and not isinstance(failed, AnsibleConnectionFailure)
+
+
+def test_options_set_before_a_reset_count_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reboot and win_reboot do with the timeout."""
+    made = []
+    monkeypatch.setattr(connection_base, "Agent", lambda target, owner: made.append(target) or SimpleNamespace(remove=lambda: None))
+    common = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
+    options = {name: option.get("default") for name, option in common.items()} | {"remote_addr": "::1", "remote_user": "x", "host_name": "files1", "port": 445}
+    connection = smb.Connection.__new__(smb.Connection)
+    connection.__dict__ |= {"_agent": None, "_owner_pid": 1, "get_option": options.get}
+    assert connection.agent is connection.agent
+    options["connection_timeout"] = 3.0
+    connection.reset()
+    assert connection.agent and [target.connection_timeout for target in made] == [common["connection_timeout"]["default"], 3]
 
 
 def test_what_ansible_and_awx_depend_on() -> None:
