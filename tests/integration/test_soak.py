@@ -40,6 +40,8 @@ WITHIN = LEASE + 30
 # Cycles between two looks at the whole target, and after which growth counts: before, caches fill and libraries are loaded.
 WHOLE_LOOK = 25
 WARM_UP = 30
+# Seconds after which a process that has not begun, and whose parent was killed, is taken for what Wine leaves: see soak.end_stillborn.
+STILLBORN_AFTER = 3
 # Longest that any call may take.
 PATIENCE = 120
 
@@ -140,6 +142,7 @@ class Soak:
         self.seconds: list[float] = []
         self.clean: list[float] = []
         self.interruptions: Counter[str] = Counter()
+        self.stillborn = 0
         #: Ends of agents that nobody asked for, of which the target's log tells, since the warm-up.
         self.unasked = 0
         self.target_after: TargetFigures | None = None
@@ -177,7 +180,7 @@ class Soak:
         if cycle.kind != NONE:
             at = work.wait_moment()
             if at == "deploy" and cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK) and self.target.kind == "windows":
-                # Wine lets a process that is being started wait for ever for its parent to go on with it, here the guard for its agent.
+                # A guard that is stillborn (see soak.end_stillborn) keeps the folder.
                 at = work.wait_step("put_file")
             self._count(cycle, at)
             if cycle.kind == soak.CALLER:
@@ -253,6 +256,8 @@ class Soak:
             assert since.seconds < WITHIN, f"{since.seconds:.0f} s after the interruption there is still:\n" + "\n".join(look.left)
             if since.seconds > 0.5:
                 again()
+            if since.seconds > STILLBORN_AFTER and self.target.kind == "windows":
+                self.stillborn += soak.end_stillborn(self.target)
             # Nothing announces to an outsider that the last trace of a service is gone.
             time.sleep(0.05)
 
@@ -337,6 +342,8 @@ class Soak:
         if self.seconds:
             yield f"seconds a cycle: median {statistics.median(self.seconds):.2f}, most {max(self.seconds):.2f}; all {sum(self.seconds):.0f}"
             yield f"until clean: median {statistics.median(self.clean):.2f} s, most {max(self.clean):.2f} s"
+        if self.stillborn:
+            yield f"{self.stillborn} tools that the agent was about to start when it was killed, and that Wine never let run, were ended by the test"
         for text, count in self.errors.items():
             yield f"{count} times {text}"
         if self.brokers:
