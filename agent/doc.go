@@ -18,7 +18,8 @@
 // It lives as long as its lease is renewed. At the lease's end, after a Shutdown, and when the service manager stops it, it
 // lets running programs finish (except those that were said to be safe to kill; the service manager's patience has a limit),
 // closes its firewall rules, deletes its service and its folder, and ends. Nothing of it is left. An end that nobody asked for
-// is written into the target's own log: syslog, or the Application event log.
+// is written into the target's own log: syslog, or the Application event log. Where the firewall's tool fails again and again,
+// the folder stays with left.json, which says so.
 //
 // While it lives it keeps lease.json up to date in its folder, by which agents of other runs tell it from a dead one; it opens
 // its rules again where a reload of the firewall dropped them; and it has a guard, a second process of the same executable,

@@ -70,8 +70,12 @@ class ActionModule(AgentAction):
         'skip_wrong_family': {'type': 'bool', 'default': False},
     }
 
-    #: The package's number in the broker's ledger; None: it is not announced yet.
-    number: int | None = None
+    #: The package's key in the broker's ledger; None: it is not announced yet.
+    key: str | None = None
+
+    label = ''
+    #: Whether its installer may still be running, so that nothing may be taken from under it.
+    may_run = False
 
     def blank(self) -> dict[str, t.Any]:
         """A package that nothing was done for yet has failed, until the end says otherwise."""
@@ -97,15 +101,15 @@ class ActionModule(AgentAction):
 
     def _note(self, **changes: t.Any) -> None:
         """Keeps the broker's ledger up to date, which tells what became of the packages where the run is cut off. It never fails a package."""
-        if self.number is not None:
+        if self.key is not None:
             with contextlib.suppress(SojournError):
-                self.agent.note(self.number, **changes)
+                self.agent.note(self.key, package=self.label, **changes)
 
     def _act(self, task_vars: dict[str, t.Any]) -> None:
         self._check_options()
         self._read_package(task_vars)
-        if self.number is None and not self.check_mode:
-            self.number = self.agent.note(package=self.label)
+        if self.key is None and not self.check_mode:
+            self.key = self.agent.note(package=self.label)
         deployed = self.agent.deploy()
         self.info = deployed['info']
         mismatch = self._family_mismatch()
@@ -115,9 +119,10 @@ class ActionModule(AgentAction):
                 raise error
             self._conclude(return_codes.NOT_APPLICABLE, error.sentence)
             return
+        # Asked first: one that ends in between is then followed, and not looked for in vain.
+        earlier = self._earlier() if deployed['taken_over'] and not self.check_mode else None
         before = self._look()
         self.result.update(version_before=before.version, version_after=before.version)
-        earlier = self._earlier() if deployed['taken_over'] and not self.check_mode else None
         if earlier is not None:
             self._take_up(earlier, before)
         elif not before.needed:
@@ -266,7 +271,7 @@ class ActionModule(AgentAction):
             reachable = error.kind != 'unreachable'
             raise
         finally:
-            if reachable:
+            if reachable and not self.may_run:
                 self._remove(folder)
 
     def _send(self, folder: str) -> str:
@@ -346,8 +351,8 @@ class ActionModule(AgentAction):
         self._note(state=INSTALLING, codes=self._codes())
 
         def work(lines: Lines) -> tuple[dict[str, t.Any], return_codes.Outcome]:
-            installation = Installation(execution['handle'], execution['label'], self.label, t.cast(int, self.number))
-            return self._outcome(self._attend(lambda: self.agent.follow(installation, on_output=lines.feed)))
+            installation = Installation(execution['handle'], execution['label'], self.label, t.cast(str, self.key))
+            return self._outcome(self._attend(lambda: self.agent.follow(installation, on_output=lines.feed), installation, lines))
 
         reachable = True
         try:
@@ -356,7 +361,7 @@ class ActionModule(AgentAction):
             reachable = error.kind != 'unreachable'
             raise
         finally:
-            if reachable:
+            if reachable and not self.may_run:
                 self._remove(directory)
 
     def _same_product(self, installed: package_database.Installed | None) -> bool:
@@ -370,7 +375,7 @@ class ActionModule(AgentAction):
         deadline = time.monotonic() + self.options['busy_timeout']
         self._note(state=INSTALLING, codes=self._codes())
         while True:
-            installation = Installation(secrets.token_hex(16), label, self.label, t.cast(int, self.number))
+            installation = Installation(secrets.token_hex(16), label, self.label, t.cast(str, self.key))
 
             def start(installation: Installation = installation) -> dict[str, t.Any]:
                 return self.agent.execute(
@@ -378,7 +383,7 @@ class ActionModule(AgentAction):
                     environment={**command.environment, **self._environment()}, timeout=self.options['timeout'] or None, on_output=lines.feed,
                     installation=installation)
 
-            answer, outcome = self._outcome(self._attend(start))
+            answer, outcome = self._outcome(self._attend(start, installation, lines))
             left = deadline - time.monotonic()
             if answer['timed_out'] or not outcome.busy or left <= 0:
                 return answer, outcome
@@ -396,18 +401,29 @@ class ActionModule(AgentAction):
     def _codes(self) -> dict[str, list[str]]:
         return {str(code): [outcome.state, outcome.meaning] for code, outcome in self.table.items()}
 
-    def _attend(self, action: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
+    def _attend(self, action: t.Callable[[], dict[str, t.Any]], installation: Installation, lines: Lines) -> dict[str, t.Any]:
         """Runs the installer, whatever becomes of the broker meanwhile; and tells, where the agent was lost, what is known."""
         for last in (False, False, True):
             try:
                 return action()
             except SojournError as error:
                 if error.code in ('SD-502', 'SD-503', 'SD-705'):
+                    if not last and self._there_still(installation):
+                        def action() -> dict[str, t.Any]:
+                            return self.agent.follow(installation, on_output=lines.feed)
+                        continue
                     raise self._lost(error) from None
                 # The broker was killed; a new one takes its session over. The installer is named, so that it is not begun again.
                 if last or error.code != 'SD-902' or not error.fields.get('detail', '').startswith(BROKE_OFF):
                     raise
         raise AssertionError  # not reached
+
+    def _there_still(self, installation: Installation) -> bool:
+        """Whether the agent answers again, and has the installation: only the network was gone."""
+        try:
+            return any(execution['handle'] == installation.handle for execution in self.agent.executions())
+        except SojournError:
+            return False
 
     def _lost(self, error: SojournError) -> SojournError:
         """The agent went away while the installer ran: where the target is there again, that is a failed package, not an unreachable host."""
@@ -418,6 +434,7 @@ class ActionModule(AgentAction):
         with contextlib.suppress(SojournError):
             after = self._installed()
             self.result['version_after'] = after.version if after else None
+        self.may_run = now.get('boot_id') == self.info.get('boot_id')
         detail = 'the target restarted meanwhile' if now.get('boot_id') != self.info.get('boot_id') else 'the agent on the target was ended meanwhile'
         return SojournError('SD-712', step='installing', package=self.label, detail=detail)
 

@@ -46,13 +46,13 @@ class ActionModule(AgentAction):
         self._check_packages()
         stopped = False
         packages = [package for package in self.options['packages'] if boolean(package.get('when', True))]
-        for package, number in zip(packages, self._announce(packages), strict=True):
+        for package, key in zip(packages, self._announce(packages), strict=True):
             row: dict[str, t.Any] = {'package': _name(package)}
             if stopped:
                 row.update(state=DROPPED, msg='An earlier package failed.')
-                self.agent.note(number, state=DROPPED, msg=row['msg'])
+                self.agent.note(key, package=row['package'], state=DROPPED, msg=row['msg'])
             else:
-                row.update(self._install(package, number, task_vars))
+                row.update(self._install(package, key, task_vars))
                 stopped = row['state'] == UNREACHABLE or (row['state'] == return_codes.FAILED and self.options['stop_on_failure'])
             if 'diff' in row:
                 result.setdefault('diff', []).append(row.pop('diff'))
@@ -60,8 +60,8 @@ class ActionModule(AgentAction):
             self._show_row(row)
         self._conclude(result)
 
-    def _announce(self, packages: list[dict[str, t.Any]]) -> list[int | None]:
-        """Tells the broker what is to come, for the case that the run is cut off; gives each package's number in its ledger."""
+    def _announce(self, packages: list[dict[str, t.Any]]) -> list[str | None]:
+        """Tells the broker what is to come, for the case that the run is cut off; gives each package's key in its ledger."""
         if self.check_mode:
             return [None] * len(packages)
         return [self.agent.note(package=_name(package)) for package in packages]
@@ -78,12 +78,12 @@ class ActionModule(AgentAction):
     def _bad(detail: str) -> SojournError:
         return SojournError('SD-102', step='reading the options', option='packages', detail=detail)
 
-    def _install(self, package: dict[str, t.Any], number: int | None, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+    def _install(self, package: dict[str, t.Any], key: str | None, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """One package's result, as a row."""
         task = self._task.copy()
         task.args = {'skip_wrong_family': True, 'log_dest': self.options['log_dest'], **{name: value for name, value in package.items() if name != 'when'}}
         action = Install(task, self._connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
-        action.number = number
+        action.key = key
         answer = action.run(task_vars=task_vars)
         row = {name: value for name, value in answer.items() if not name.startswith('_') and name not in ('failed', 'unreachable', 'package', *_LONG)}
         # The host is named beside it wherever a row is shown.

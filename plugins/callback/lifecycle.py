@@ -27,6 +27,7 @@ requirements:
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import time
@@ -55,12 +56,17 @@ class CallbackModule(CallbackBase):
         atexit.register(self._at_exit)
 
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
-        """Tells of earlier runs, and looks out for SIGTERM."""
+        """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
+        self._ended = self._began = False
         self._tell_earlier()
         before = signal.getsignal(signal.SIGTERM)
 
         def terminated(number: int, frame: t.Any) -> None:
             if os.getpid() == self._run:
+                # First the workers: one that goes on would take the end of the broker for its death, and start another.
+                for worker in multiprocessing.active_children():
+                    with contextlib.suppress(OSError):
+                        os.kill(worker.pid or 0, signal.SIGTERM)
                 self._end()
             # ansible-core's own handler ends the workers, where it has one; a worker that inherited this one just ends.
             if callable(before) and os.getpid() == self._run:

@@ -29,7 +29,7 @@ import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, wire
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.ledger import DROPPED, Ledger, leave
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ledger import Ledger, leave
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
 
 log = logging.getLogger('sojourn.broker')
@@ -281,9 +281,9 @@ class Broker:
             for events in self._waiting.values():
                 events.put({'event': event, **fields})
 
-    def installation_ended(self, number: int | None, end: t.Any) -> None:
+    def installation_ended(self, key: str | None, end: t.Any) -> None:
         """For a job whose caller is gone."""
-        row = self.ledger.ended(number, end)
+        row = self.ledger.ended(key, end)
         if row is not None:
             self._tell('finished', **row.to_dict())
 
@@ -337,14 +337,12 @@ class Broker:
                 log.warning('the agent of run %s: %s; its lease ends it', file.record.run, error)
 
     def _tell_cut_off(self) -> None:
-        rows = self.ledger.cut_off()
-        dropped = [row for row in rows if row.state == DROPPED]
-        for row in dropped:
+        for row in self.ledger.cut_off():
             self._tell('dropped', **row.to_dict())
         if self._waiting:
             return
         try:  # nobody is there to be told: the next run tells
-            leave(self.run, rows)
+            leave(self.run, self.ledger.rows)
         except (OSError, SojournError) as error:
             log.warning('what became of the packages could not be written down: %s', error)
 
@@ -427,8 +425,8 @@ def _cleanup(call: Call) -> t.Any:
     return call.session.cleanup(call.arguments.get('run'), bool(call.arguments.get('force')), bool(call.arguments.get('check')))
 
 
-def _note(call: Call) -> int:
-    return call.broker.ledger.note(str(call.target.host), call.arguments.pop('number', None), **call.arguments)
+def _note(call: Call) -> str:
+    return call.broker.ledger.note(str(call.target.host), call.arguments.pop('key', None), **call.arguments)
 
 
 def _end(call: Call) -> None:
@@ -488,9 +486,9 @@ def _execute(call: Call) -> t.Any:
 
     payload = call.payload()
     arguments = call.arguments
-    number = arguments.get('number')
+    key = arguments.get('key')
     job = Job(handle=arguments.get('handle'), finish=bool(arguments.get('finish')), package=arguments.get('package'),
-              on_end=lambda end: call.broker.installation_ended(number, end))
+              on_end=lambda end: call.broker.installation_ended(key, end))
     call.watch(job.leave, job.write, job.cancel)
 
     def emit(stream: str, data: bytes) -> None:

@@ -259,9 +259,9 @@ class Installation(t.NamedTuple):
     handle: str
     #: What it installs, so that another run knows it again.
     label: str
-    #: The package's name for people, and its number in the broker's ledger.
+    #: The package's name for people, and its key in the broker's ledger.
     package: str
-    number: int
+    key: str
 
 
 class Agent:
@@ -354,12 +354,12 @@ class Agent:
         """
         return self._call('cleanup', {'run': run, 'force': bool(force), 'check': bool(check)})
 
-    def note(self, number: int | None = None, **changes: t.Any) -> int:
+    def note(self, key: str | None = None, **changes: t.Any) -> str:
         """Tells the broker of a package: ``package`` (its name), ``state``, ``msg``, ``codes`` ({exit code: [state, meaning]}).
 
-        If the run is cut off, this is what is known of it. Without ``number`` it is a further package; returns its number.
+        If the run is cut off, this is what is known of it. Without ``key`` it is a further package; returns its key.
         """
-        return int(self._call('note', {'number': number, **changes}))
+        return str(self._call('note', {'key': key, **changes}))
 
     # Packages and files
 

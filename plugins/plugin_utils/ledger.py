@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import threading
 import time
 import typing as t
@@ -40,30 +41,28 @@ class Row:
 
 
 class Ledger:
-    """All rows of a run, in the order of their announcement. Thread-safe."""
+    """All rows of a run by their keys, in the order of their announcement. Thread-safe."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
+        self._rows: dict[str, Row] = {}
         self._lock = threading.Lock()
 
-    def note(self, host: str, number: int | None, **changes: t.Any) -> int:
-        """Adds a row, or changes the one of this number; returns its number."""
+    def note(self, host: str, key: str | None, **changes: t.Any) -> str:
+        """Adds a row, or changes the one of this key, which an earlier broker of the run may have given; returns its key."""
         with self._lock:
-            if number is None or not 0 <= number < len(self._rows):
-                self._rows.append(Row(host=host, package='', state=PENDING))
-                number = len(self._rows) - 1
-            row = self._rows[number]
+            key = key or secrets.token_hex(8)
+            row = self._rows.setdefault(key, Row(host=host, package='', state=PENDING))
             for name in ('package', 'state', 'msg', 'codes'):
                 if changes.get(name) is not None:
                     setattr(row, name, changes[name])
-            return number
+            return key
 
-    def ended(self, number: int | None, end: dict[str, t.Any] | BaseException) -> Row | None:
+    def ended(self, key: str | None, end: dict[str, t.Any] | BaseException) -> Row | None:
         """An installation that nobody waited for any more has ended, or is lost: what that means. None for one that was not announced."""
         with self._lock:
-            if number is None or not 0 <= number < len(self._rows):
+            row = self._rows.get(key or '')
+            if row is None:
                 return None
-            row = self._rows[number]
             if isinstance(end, BaseException):
                 sentence = end.sentence if isinstance(end, SojournError) else str(end) or type(end).__name__
                 row.state, row.msg = return_codes.FAILED, f'nobody knows how it ended: {sentence}'
@@ -77,18 +76,29 @@ class Ledger:
             return row
 
     def cut_off(self) -> list[Row]:
-        """The run has ended: what had not begun is dropped. The rows, if there was anything unfinished when it ended; else none."""
+        """The run has ended: what had not begun is dropped, and of what had begun and nobody has followed nobody knows. The rows that this changes."""
+        changed = []
         with self._lock:
-            for row in self._rows:
+            for row in self._rows.values():
                 if row.state == PENDING:
                     row.state, row.msg = DROPPED, 'the run was cut off before it began'
-            return list(self._rows)
+                    changed.append(row)
+                elif row.state == INSTALLING:
+                    row.state, row.msg = return_codes.FAILED, 'the run was cut off, and nobody knows whether it began, or how it ended'
+                    changed.append(row)
+        return changed
+
+    @property
+    def rows(self) -> list[Row]:
+        """All of them."""
+        with self._lock:
+            return list(self._rows.values())
 
     @property
     def unfinished(self) -> bool:
         """Whether something is announced that has not ended."""
         with self._lock:
-            return any(row.state in (PENDING, INSTALLING) for row in self._rows)
+            return any(row.state in (PENDING, INSTALLING) for row in self._rows.values())
 
 
 # For the next run, where nobody could be told
@@ -110,7 +120,8 @@ def take() -> list[dict[str, t.Any]]:
                 continue
             path = os.path.join(folder, name)
             with contextlib.suppress(OSError, ValueError), open(path, encoding='utf-8') as file:
-                found.append(json.load(file))
+                if os.fstat(file.fileno()).st_uid == os.geteuid():
+                    found.append(json.load(file))
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return sorted(found, key=lambda entry: entry.get('time', 0))

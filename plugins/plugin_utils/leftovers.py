@@ -38,7 +38,8 @@ def _find(session: Session, way_in: WayIn, run: str | None, check: bool) -> list
     try:
         way_in.connect()
         found = way_in.find()
-        if any(item.run == session.run for item in found) and not check and not session.live:
+        own = [item for item in found if item.run == session.run]
+        if own and not check and not session.live and not any(item.live for item in own):
             way_in.wait_removed(0)  # of an agent of ours that died
         return [item for item in found if item.run != session.run and (run is None or item.run == run)]
     finally:

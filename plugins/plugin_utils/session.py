@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import AlreadyPlaced, Config, Ready, WayIn
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import REMOVE_SECONDS, AlreadyPlaced, Config, Ready, WayIn, name_of
 
 log = logging.getLogger('sojourn.session')
 
@@ -36,6 +37,8 @@ ASK_AFTER_SECONDS = 5.0
 GONE_SECONDS = 1.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
 RECONNECT_PAUSES = (0.5, 5.0)
+#: Seconds within which the guard of an agent that was killed has done its work, if it waits for no installation.
+GUARD_SECONDS = 10.0
 #: Seconds beyond the lease for which a run's end waits for a target that is not there.
 RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
@@ -94,8 +97,18 @@ class Session:
         self._wake = threading.Condition()
         self._released: list[str] = []
         self._keeping = False
+        self._keeper: threading.Thread | None = None
+        self._kept: channel_module.Channel | None = None
+        #: Whether the way in has refused us since: then it is not asked again and again, which would lock the account.
+        self._refused = False
+        #: Whether another run may take the session over, with what its processes have left to read.
+        self._let_go = False
+        #: Whether an agent is there that does not answer.
+        self._living = False
         #: Whether there may be something on the target that could not be taken away, since the target was not there.
         self._debris = False
+        #: Whether a firewall rule of an agent that was never established is among that.
+        self._rule_left = False
         #: What the last removal came to.
         self._removal: dict[str, t.Any] = {}
         #: Processes that are under way.
@@ -129,7 +142,7 @@ class Session:
                 self._deploy_once()
             if self._other is not None:
                 return {**self._other.deploy(), 'changed': False}
-            threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True).start()
+            self._start_keeper()
             return self._deployed(changed=True)
 
     def _deployed(self, *, changed: bool) -> dict[str, t.Any]:
@@ -152,6 +165,8 @@ class Session:
         pause, longest = RECONNECT_PAUSES
         while True:
             try:
+                if self._revive():
+                    return
                 self._deploy_once()
                 break
             except SojournError as error:
@@ -200,11 +215,12 @@ class Session:
             # Whatever went wrong: nothing stays. What cannot be taken back is said with the error.
             try:
                 way_in.undo()
-                if file is not None:
-                    file.remove()
+                self._put_back(file)
             except SojournError as undone:
                 log.error('%s: after "%s": %s', target.host, error, undone)
                 self._debris = True
+                self._rule_left = self._rule_left or self._is_rule(undone)
+                threading.Thread(target=self._clear_debris_soon, name=f'clearing {target.host}', daemon=True).start()
                 if self._file is not None and self._file is not file:
                     self._file.forget()
                 self._file = file  # until the debris is cleared, or an agent is there whose file takes its place
@@ -218,6 +234,17 @@ class Session:
         self._seconds = laps
         log.info('%s: agent %s on port %d, seconds %s', target.host, way_in.name, ready.port, laps)
 
+    def _put_back(self, file: session_file.SessionFile | None) -> None:
+        """After a deployment that failed: the file is gone, or again that of the agent which was lost, and may live."""
+        before = self._file
+        if before is not None and before.record.peer is not None:
+            before.forget()
+            self._file = session_file.keep(before.record)
+            if file is not None:
+                file.forget()
+        elif file is not None:
+            file.remove()
+
     def _there_already(self, way_in: WayIn) -> Ready | None:
         """Places the agent; where this run's own is there and has been started anew with the target, tells how to reach it."""
         try:
@@ -228,9 +255,24 @@ class Session:
             ready = way_in.find_restarted(self._ready) if placed.session == self.token and self._ready is not None else None
             if ready is not None:
                 return ready
+            self._spare_living(way_in)
             way_in.wait_removed(0)
             way_in.place(self.token)
         return None
+
+    def _spare_living(self, way_in: WayIn, seconds: float = 0.0) -> None:
+        """Raises where an agent of this session, or its guard, is there and does not answer, and does not go within so many seconds.
+
+        It may be waiting for an installation, which must not be cut short, and ends by itself: when its lease is over, and that has finished.
+        """
+        pause = threading.Event()
+        deadline = time.monotonic() + seconds
+        while any(item.run == self.run and item.live for item in way_in.find()):
+            if time.monotonic() > deadline:
+                self._living = True
+                raise self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
+            pause.wait(0.25)
+        self._living = False
 
     def _open_channel(self, peer: t.Any, fingerprint: str, connection_timeout: float | None = None) -> channel_module.Channel:
         target = self.target
@@ -246,7 +288,7 @@ class Session:
         if self._file is not None and self._file is not file:
             self._file.forget()
         self._info, self._lost, self._ready, self._file = info, False, ready, file
-        self._debris = False
+        self._debris = self._rule_left = False
         self._channel, self._proven = channel, self.target
 
     def _config(self, way_in: WayIn) -> Config:
@@ -343,8 +385,15 @@ class Session:
         except SojournError:
             return False
         self._lost = False
-        threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True).start()
+        self._start_keeper()
         return True
+
+    def _start_keeper(self) -> None:
+        """One that is at work goes on; but one that is just putting an agent in the lost one's place ends then."""
+        if self._keeper is None or not self._keeper.is_alive() or self._keeper is threading.current_thread() or self._kept is not self._channel:
+            self._kept = self._channel
+            self._keeper = threading.Thread(target=self._keep, name=f'keeper {self.target.host}', daemon=True)
+            self._keeper.start()
 
     def _lose(self, channel: t.Any) -> None:
         if self._channel is channel and not self._lost:
@@ -355,22 +404,27 @@ class Session:
 
     def _agent_is_gone(self) -> bool:
         """Whether the target can be reached and has no agent of this session; False also where that cannot be told."""
+        if self._refused:
+            return False
         way_in = make_way_in(self._proven or self.target, self.run)
         try:
             way_in.connect()
             return not any(item.run == self.run and item.live for item in way_in.find())
-        except SojournError:
+        except SojournError as error:
+            self._refused = error.code.startswith('SD-3')
             return False
         finally:
             way_in.release()
 
     def _persist(self, channel: channel_module.Channel, operation: str, seconds: float, **arguments: t.Any) -> t.Any:
         """An operation that is tried again for a lease's length, unless the way in shows that there is no agent to answer it."""
-        deadline = time.monotonic() + seconds
+        deadline: float | None = None
         while True:
             try:
                 return channel.call(operation, patience=min(CALL_AGAIN_SECONDS, seconds), **arguments)
             except SojournError as error:
+                # From now on: before that, the answer may have been long in coming.
+                deadline = deadline or time.monotonic() + seconds
                 if error.code != 'SD-503' or time.monotonic() > deadline or self._channel is not channel:
                     raise
                 if self._agent_is_gone():
@@ -564,7 +618,8 @@ class Session:
             raise
         finally:
             with self._wake:
-                self._released.append(job.handle)
+                if not self._let_go:
+                    self._released.append(job.handle)
                 self._wake.notify_all()
         code = execution['exit_code']
         return {'exit_code': None if code is None else int(code), 'timed_out': bool(execution['timed_out']), 'seconds': float(execution['seconds'])}
@@ -605,16 +660,17 @@ class Session:
         if self._other is not None:
             return {'changed': False, 'removed': []}  # its own session ends it
         with self._wake:
-            waited = bool(self._jobs)
-            for job in self._jobs:
-                job.leave()
+            jobs = list(self._jobs)
+        for job in jobs:
+            job.leave()
+        waited = bool(jobs)
         if waited and not self._await_jobs(report):
             return {'changed': False, 'removed': []}
         earlier = self._removal
         try:
             result = self.remove()
         except SojournError as error:
-            if error.code not in NOT_THERE:
+            if error.code not in NOT_THERE and not self._living:
                 raise
         if self._debris:
             return self._clear_debris(report)
@@ -626,6 +682,7 @@ class Session:
         told: set[str] = set()
         file = self._file
         if file is not None:
+            self._let_go = True
             file.let_go()
         while True:
             with self._wake:
@@ -664,35 +721,60 @@ class Session:
 
     def _clear_debris(self, report: Report) -> dict[str, t.Any]:
         """Waits for a target that was not there when it was to be cleaned: for as long as its agent, if it has one, would wait for us."""
-        report('reconnecting')
-        target = self._proven or self.target
-        deadline = time.monotonic() + target.lease_seconds + RECONNECT_MORE_SECONDS
+        deadline = time.monotonic() + self.target.lease_seconds + RECONNECT_MORE_SECONDS
         pause, longest = RECONNECT_PAUSES
         never = threading.Event()
+        told = False
         while True:
-            way_in = make_way_in(target, self.run)
             try:
-                way_in.connect()
-                if not any(item.run == self.run and item.live for item in way_in.find()):
-                    removed = way_in.wait_removed(0)
-                    break
-                # An agent that is there ends itself, when its lease is over and its installation has finished.
-                error = self._error('SD-801', 'removing the agent', what='The agent', detail='it does not answer, and ends itself when its lease is over')
-            except SojournError as problem:
-                error = problem
-            finally:
-                way_in.release()
-            if error.code not in (*NOT_THERE, 'SD-801') or time.monotonic() + pause > deadline:
-                raise error
+                with self._lock:
+                    return self._clear_debris_once()
+            except SojournError as error:
+                if error.code not in (*NOT_THERE, 'SD-801') or self._is_rule(error) or time.monotonic() + pause > deadline:
+                    raise
+            if not told:
+                report('reconnecting')
+                told = True
             never.wait(pause)
             pause = min(2 * pause, longest)
-        if self._info.get('firewall_rule'):
+
+    def _clear_debris_soon(self) -> None:
+        """Thread: what a broken-off deployment left does not wait for the run's end, which may be hours away."""
+        pause, longest = RECONNECT_PAUSES
+        while not self._ended.wait(pause):
+            with self._lock:
+                if not self._debris or self._channel is not None:
+                    return
+                try:
+                    self._clear_debris_once()
+                    return
+                except SojournError as error:
+                    log.info('%s: clearing away: %s', self.target.host, error)
+                    if self._is_rule(error):
+                        return
+                except Exception:
+                    log.exception('%s: clearing away', self.target.host)
+                    return
+            pause = min(2 * pause, longest)
+
+    def _clear_debris_once(self) -> dict[str, t.Any]:
+        target = self._proven or self.target
+        way_in = make_way_in(target, self.run)
+        try:
+            way_in.connect()
+            self._spare_living(way_in)
+            removed = way_in.wait_removed(0)
+        finally:
+            way_in.release()
+        if self._info.get('firewall_rule') or self._rule_left or self._is_rule(way_in.left()):
+            self._rule_left = True  # the folder that said so is gone
             self._take_back_rules(target)
-            removed.append(f"firewall rule {self._info['firewall_rule']}")
+            removed.append(f'firewall rule {name_of(self.run)}')
         if self._file is not None:
             self._file.remove()
             self._file = None
-        self._debris = False
+        self._debris = self._rule_left = False
+        log.info('%s: cleared away what was left', target.host)
         return {'changed': True, 'removed': removed}
 
     def _remove_once(self) -> dict[str, t.Any]:
@@ -741,6 +823,7 @@ class Session:
                 patience = 2.0
             elif int(channel.call('Shutdown')):
                 self._wait_gone(channel)
+                patience = REMOVE_SECONDS  # unless it was only out of reach, and waits still
         except SojournError as error:
             if error.code not in LOST:
                 log.warning('%s: %s', self.target.host, error)
@@ -749,15 +832,24 @@ class Session:
         if failure:
             raise failure[0]
         way_in = reached[-1]
-        # An agent that was killed has left its folder, and its rules.
-        killed = patience is not None and any(item.run == self.run for item in way_in.find())
+        if patience is not None:
+            self._spare_living(way_in, GUARD_SECONDS)
         removed = way_in.wait_removed(patience) if patience is not None else way_in.wait_removed()
+        # An agent that was killed, or could not close its rules, has left its folder.
+        left = way_in.left()
+        if left is not None:
+            log.warning('%s: %s', self.target.host, left)
+            self._rule_left = self._is_rule(left)
+            self._take_back_rules(way_in.target)
+            self._rule_left = False
         if self._info.get('firewall_rule'):
-            if killed:
-                self._take_back_rules(way_in.target)
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
+
+    def _is_rule(self, error: SojournError | None) -> bool:
+        """Whether it says that the run's firewall rule could not be removed."""
+        return error is not None and error.code == 'SD-801' and error.fields.get('what') == f'The firewall rule {name_of(self.run)}'
 
     def _take_back_rules(self, target: Target) -> None:
         """Of an agent that could not do it itself: only an agent can, and one that begins takes back what its run has left."""
@@ -766,13 +858,18 @@ class Session:
             way_in.connect()
             try:
                 way_in.place(self.token)
-                way_in.start(self._config(way_in))
+                # It admits nobody: what it opened it would have to close.
+                way_in.start(dataclasses.replace(self._config(way_in), controller_addresses=[]))
             finally:
                 way_in.undo()
         except (SojournError, AlreadyPlaced) as error:
-            detail = error.sentence if isinstance(error, SojournError) else 'another agent is there'
-            raise self._error(
-                'SD-801', 'removing the agent', what=f"The firewall rule {self._info['firewall_rule']}", detail=detail) from None
+            what, detail = f'The firewall rule {name_of(self.run)}', 'another agent is there'
+            if isinstance(error, SojournError):
+                if error.code in NOT_THERE:
+                    raise
+                tool = error.code == 'SD-603' or self._is_rule(error)
+                detail = error.fields.get('detail', '') if tool else error.sentence
+            raise self._error('SD-801', 'removing the agent', what=what, detail=detail) from None
         finally:
             way_in.release()
 

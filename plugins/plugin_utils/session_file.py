@@ -120,6 +120,9 @@ class SessionFile:
             return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                raise OSError('it is not this user\'s alone')  # somebody may have put it there
             # Between open and lock its holder may have deleted it, or written it anew.
             if os.fstat(descriptor).st_nlink and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return cls(path, descriptor, Record.from_json(os.read(descriptor, 1 << 20)))
@@ -201,6 +204,13 @@ def forget_old() -> None:
         with contextlib.suppress(OSError):
             if time.time() - os.stat(path).st_mtime > FORGET_DAYS * 86400 and (found := SessionFile.take(path)):
                 found.remove()
+    # What a broker that was killed while it wrote has left, and word that nobody came for.
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder()):
+            path = os.path.join(folder(), name)
+            with contextlib.suppress(OSError):
+                if not _NAME.fullmatch(name) and time.time() - os.stat(path).st_mtime > FORGET_DAYS * 86400:
+                    os.unlink(path)
 
 
 def keep(record: Record) -> SessionFile | None:

@@ -9,6 +9,7 @@ The contract with the agent (config, ready, names on the target) is in docs/arch
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,8 @@ REMOVE_SECONDS = 30.0
 
 #: In the agent's folder: which session of the broker it belongs to, so that two inventory names of one target find each other.
 SESSION_FILE = 'session'
+#: In the folder of an agent that could not close its firewall rules: the error, as in ready. Its folder stays for that.
+LEFT_FILE = 'left.json'
 
 
 def name_of(run: str) -> str:
@@ -128,6 +131,7 @@ class WayIn(abc.ABC):
         self.peer: network.Peer | None = None
         self.controller_address: str | None = None
         self.step = 'connecting'
+        self._left: SojournError | None = None
 
     def error(self, code: str, **fields: t.Any) -> SojournError:
         """An error of this host, at the present step."""
@@ -151,11 +155,29 @@ class WayIn(abc.ABC):
 
     @abc.abstractmethod
     def undo(self) -> None:
-        """Takes back all that place and start did, as far as they came, whether an agent runs or not. Raises SD-801."""
+        """Takes back all that place and start did, as far as they came, whether an agent runs or not. Raises SD-801.
+
+        That is also the error of an agent that could not close its firewall rules.
+        """
 
     @abc.abstractmethod
     def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
-        """Waits at most ``patience`` seconds for an agent to remove itself, then removes what is left. Returns what is gone. Raises SD-801."""
+        """Waits at most ``patience`` seconds for an agent to remove itself, then removes what is left, but for firewall rules: see ``left``.
+
+        Returns what is gone. Raises SD-801.
+        """
+
+    def left(self) -> SojournError | None:
+        """Why firewall rules of the run may still be there after ``wait_removed``: what its agent said, or that it did not remove itself."""
+        return self._left
+
+    def _left_of(self, told: bytes | None) -> SojournError | None:
+        """The error for ``left`` of what was in the file of a folder that was still there; empty: there was no such file; None: nor a folder."""
+        if told is None:
+            return None
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            return SojournError.from_ready(json.loads(told)['error'], host=self.target.host, step=self.step)
+        return self.error('SD-801', what='The agent', detail='it did not remove itself')
 
     @abc.abstractmethod
     def find(self) -> list[Found]:

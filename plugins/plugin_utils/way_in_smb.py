@@ -15,6 +15,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import Sojou
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import parse_address
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
+    LEFT_FILE,
     NAME,
     REMOVE_SECONDS,
     SESSION_FILE,
@@ -111,6 +112,8 @@ class SmbWayIn(WayIn):
         self._client = smb_client.Client()
         self._folder_made = False
         self._service_made = False
+        #: What the agent's file said when its folder was removed; empty: nothing; None: there was no folder.
+        self._found: bytes | None = None
         self._manager: smb_client.ServiceManager | None = None
 
     # Errors
@@ -417,6 +420,8 @@ class SmbWayIn(WayIn):
         if self._folder_made or self._service_made:
             self._remove(self.name, service=self._service_made, folder=True)
             self._folder_made = self._service_made = False
+            if self._found:
+                raise t.cast(SojournError, self._left_of(self._found))
 
     def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
         """Waits for what the agent removes itself, then helps."""
@@ -424,13 +429,13 @@ class SmbWayIn(WayIn):
             manager = self._open_manager()
             removed = []
             pauses = _Pauses(patience)
-            while True:
-                if not manager.exists(self.name) and not self._client.exists(SHARE, self.name):
-                    break
+            # The agent's last is its folder, and its service goes as its process does: only then there can be what it left.
+            while manager.exists(self.name) or self._client.exists(SHARE, self.name) and not self._told():
                 if not pauses.again():
                     break
             removed += [f'service {self.name}', rf'folder %SystemRoot%\{self.name}']
         self._remove(self.name)
+        self._left = self._left_of(self._found)
         return removed
 
     def _remove(self, name: str, *, service: bool = True, folder: bool = True) -> None:
@@ -466,8 +471,16 @@ class SmbWayIn(WayIn):
                 if not pauses.again():
                     raise self.error('SD-801', what=f'The service {name}', detail=f'it is still there after {REMOVE_SECONDS:.0f} s (state {state})')
 
+    def _told(self) -> bytes:
+        """What the agent could not remove, in its own form; empty where it says nothing."""
+        with contextlib.suppress(exceptions.SMBResponseException):
+            return self._client.read_file(SHARE, rf'{self.name}\{LEFT_FILE}', limit=1 << 16)
+        return b''
+
     def _remove_folder(self, name: str) -> None:
         with self._errors('removing the folder'):
+            if name == self.name:
+                self._found = self._told() if self._client.exists(SHARE, name) else None
             pauses = _Pauses(REMOVE_SECONDS)
             while True:
                 try:

@@ -18,6 +18,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, ssh
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
+    LEFT_FILE,
     NAME,
     REMOVE_SECONDS,
     SESSION_FILE,
@@ -73,7 +74,7 @@ _PLACE = '; '.join((
 _WHOSE = 'i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done'
 #: $1 name, $2 tenths of a second to wait for the agent to be gone by itself, the rest the folders that may hold it.
 #: The agent's guard is a process of the same executable, and so one of the pids: it ends at once when told to, the agent in order.
-#: Prints what is left in the end; nothing is good.
+#: Prints 'told' and what the agent's file said where its folder was still there, and what is left in the end; none of that is good.
 _REMOVE = '; '.join((
     'n=$1', 'w=$2', 'shift 2', 'LC_ALL=C', 'export LC_ALL', 'i=0',
     'nap() { sleep 0.1 2>/dev/null || sleep 1; }',
@@ -83,12 +84,13 @@ _REMOVE = '; '.join((
     'dirs() { for d in "$@"; do d=${d:-$HOME}; if [ -d "$d/$n" ]; then echo "$d/$n"; fi; done; }',
     't=' + _AT_BOOT.format('$n'),
     'left() { if unit || [ -f "$t" ]; then return 0; fi; [ -n "`dirs "$@"`" ] || [ -n "`pids`" ]; }',
-    'while left "$@" && [ "$i" -lt "$w" ]; do nap; i=$((i+1)); done',
+    'told() { for d in "$@"; do d=${d:-$HOME}; if [ -f "$d/$n/' + LEFT_FILE + '" ]; then return 0; fi; done; return 1; }',
+    'while left "$@" && [ "$i" -lt "$w" ]; do if told "$@"; then break; fi; nap; i=$((i+1)); done',
     'if left "$@"; then if unit; then systemctl stop "$n.service" >/dev/null 2>&1; fi',
     'p=`pids`', 'if [ -n "$p" ]; then kill $p 2>/dev/null; i=0; while [ -n "`pids`" ] && [ "$i" -lt 200 ]; do nap; i=$((i+1)); done; p=`pids`; '
     'if [ -n "$p" ]; then kill -9 $p 2>/dev/null; nap; fi; fi',
     'if unit; then systemctl reset-failed "$n.service" >/dev/null 2>&1; fi',
-    'dirs "$@" | while IFS= read -r f; do rm -rf "$f"; done', 'rm -f "$t"',
+    'dirs "$@" | while IFS= read -r f; do printf "told "; head -n 1 "$f/' + LEFT_FILE + '" 2>/dev/null; echo; rm -rf "$f"; done', 'rm -f "$t"',
     'if unit; then echo "service $n"; fi', 'for p in `pids`; do echo "process $p"; done', 'dirs "$@" | sed "s/^/folder /"',
     'if [ -f "$t" ]; then echo "file $t"; fi', 'fi',
 ))
@@ -376,24 +378,30 @@ class SshWayIn(WayIn):
         if not self._folder:
             return
         with self._errors('taking the agent back'):
-            self._remove(self.name, (self._folder.rpartition('/')[0],), patience=0, root=self._launched)
+            told = self._remove(self.name, (self._folder.rpartition('/')[0],), patience=0, root=self._launched)
         self._folder = ''
+        if told:
+            raise t.cast(SojournError, self._left_of(told))
 
     def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
         """Waits for what the agent removes itself, then helps."""
         if not self._looked:
             self._look()
         with self._errors('removing the agent'):
-            self._remove(self.name, self._folders(), patience=patience)
+            self._left = self._left_of(self._remove(self.name, self._folders(), patience=patience))
         return [f'service {self.name}', f'folder {self.name}']
 
-    def _remove(self, name: str, folders: tuple[str, ...], *, patience: float, root: bool = True) -> None:
+    def _remove(self, name: str, folders: tuple[str, ...], *, patience: float, root: bool = True) -> bytes | None:
+        """What the agent's file said, where its folder was still there."""
         if not NAME.fullmatch(name):
             raise self.error('SD-801', what=name, detail='the name is not one of this project')
         code, output, errors = self._run(_words(_REMOVE, name, str(int(patience * 10)), *folders), root=root, timeout=patience + REMOVE_SECONDS + 30)
-        left = output.decode('utf-8', 'replace').partition('\n')[0].strip()
+        lines = [line.strip() for line in output.decode('utf-8', 'replace').splitlines()]
+        told = [line.removeprefix('told').strip() for line in lines if line.startswith('told')]
+        left = next((line for line in lines if line and not line.startswith('told')), '')
         if left or code not in (0, 1):
             raise self.error('SD-801', what=left or name, detail=(errors.strip().splitlines() or ['it is still there'])[-1])
+        return '\n'.join(filter(None, told)).encode('utf-8') if told else None
 
     def find(self) -> list[Found]:
         """Folders in the candidate places, units, and firewall rules by their names."""

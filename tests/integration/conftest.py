@@ -154,16 +154,16 @@ class Controller:
 
     def run(self, *command: str, family: str = "ipv6", environment: dict[str, str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """One of Ansible's commands on the lab's inventory."""
-        return self.lab.run(list(command), env=self.environment(family, environment), timeout=timeout)
+        return self.lab.run(list(command), env=self.variables(family, environment), timeout=timeout)
 
     def start(self, *command: str, output: Path, family: str = "ipv6", environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         """The same, without waiting for it: the process is the command's own, and leads a process group, as under ansible-runner."""
         with open(output, "wb") as file:
             return subprocess.Popen(
-                self.lab.inside("controller", command), env=self.environment(family, environment), stdin=subprocess.DEVNULL, stdout=file,
+                self.lab.inside("controller", command), env=self.variables(family, environment), stdin=subprocess.DEVNULL, stdout=file,
                 stderr=subprocess.STDOUT, start_new_session=True)
 
-    def environment(self, family: str = "ipv6", more: dict[str, str] | None = None) -> dict[str, str]:
+    def variables(self, family: str = "ipv6", more: dict[str, str] | None = None) -> dict[str, str]:
         """Variables with which Ansible finds the lab's inventory."""
         from tests.lab.inventory import inventory
 

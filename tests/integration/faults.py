@@ -31,8 +31,8 @@ from tests.lab.waiting import wait_for
 LEASE = 8
 # The promise: after a fault nothing is left within the lease and half a minute, or as soon as the installation that runs has finished.
 WITHIN = LEASE + 30
-# How long the installer of the matrix takes.
-INSTALLING = 4
+# How long the installer of the matrix takes: longer than the lease, so that it is seen to be let finish.
+INSTALLING = 12
 
 # Runs a command that has no room for its private files.
 _FULL_DISK = """
@@ -69,16 +69,17 @@ def forget_marks(target: Any) -> None:
     target.exec(["sh", "-c", f"rm -f {_MARKS[target.kind]}*"])
 
 
-def package(target: Any, folder: Path, *, seconds: float = INSTALLING, megabytes: int = 0) -> dict[str, Any]:
+def package(target: Any, folder: Path, *, seconds: float = INSTALLING, megabytes: int = 0, marks: tuple[str, str] = (BEGUN, FINISHED)) -> dict[str, Any]:
     """An entry of `packages`: an installer that marks its begin, takes its time, and marks its end; as large as asked for."""
+    begun, finished = marks
     windows = target.kind == "windows"
 
     def path(name: str) -> str:
         return rf"C:\windows\temp\sojourn-matrix-{name}" if windows else mark(target, name)
 
     source = fixtures()["zip-windows" if windows else "behave"]
-    words = ["--line", "it begins", "--write", path(BEGUN), "--sleep", str(seconds), "--write", path(FINISHED), "--line", "it has finished"]
-    entry: dict[str, Any] = {"arguments": words, "creates": path(FINISHED), "timeout": 300}
+    words = ["--line", "it begins", "--write", path(begun), "--sleep", str(seconds), "--write", path(finished), "--line", "it has finished"]
+    entry: dict[str, Any] = {"arguments": words, "creates": path(finished), "timeout": 300}
     if windows:
         entry |= {"src": str(source), "entry": "setup.exe", "kind": "zip"}
         if megabytes:
@@ -336,7 +337,7 @@ class Attempt:
             elif phase in ("starting", "cleaning"):
                 tool = stack.enter_context(self.target.firewall_tool(holds="open" if phase == "starting" else "close"))
             gate = self.gate() if copying or settled else None
-            self.begin(tasks or [*([AGENT, gate.task] if gate else []), install, after], **keywords)
+            self.begin([*([AGENT, gate.task] if gate else []), *(tasks or [install, after])], **keywords)
             if phase == "connecting":
                 self.wait("a connection that gets no answer", self._is_connecting)
             elif phase == "uploading":

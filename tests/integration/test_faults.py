@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from tests.integration.conftest import Controller, kill
 from tests.integration.faults import AGENT, BEGUN, FINISHED, INSTALLING, LEASE, PHASES, WITHIN, Attempt, Watch, forget_marks, marked, package
+from tests.lab.waiting import wait_for
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 
@@ -64,26 +66,16 @@ def attempt(controller: Controller, target: Any, tmp_path: Path) -> Iterator[Att
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest, attempt: Attempt, target: Any, capsys: pytest.CaptureFixture[str]) -> Iterator[Row]:
+def row(request: pytest.FixtureRequest, attempt: Attempt, target: Any, say: Callable[[str], None]) -> Iterator[Row]:
     """Watches the target, and prints the row when it is over."""
     row = Row(attempt, Watch(target))
     yield row
-    with capsys.disabled():
-        print(f"\n    {request.node.name}: {row.said}")
+    say(f"{request.node.name}: {row.said}")
 
 
-@pytest.fixture
-def linux_only(target: Any) -> None:
-    """A row that does not apply to Windows."""
-    if target.kind != "linux":
-        pytest.skip("of Linux")
-
-
-@pytest.fixture
-def windows_only(target: Any) -> None:
-    """A row that does not apply to Linux."""
-    if target.kind != "windows":
-        pytest.skip("of Windows")
+# Rows that apply to one family alone.
+LINUX = pytest.mark.parametrize("target", ["linux"], indirect=True)
+WINDOWS = pytest.mark.parametrize("target", ["windows"], indirect=True)
 
 
 # Signals
@@ -92,7 +84,11 @@ def windows_only(target: Any) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, name: str, phase: str) -> None:
-    with attempt.caught(phase):
+    megabytes = 40 if phase == "copying" else 0
+    packages = [package(target, attempt.folder, megabytes=megabytes)]
+    if phase != "cleaning":
+        packages.append(package(target, attempt.folder, seconds=0.1, marks=("second-begun", "second-finished"), megabytes=megabytes))
+    with attempt.caught(phase, [{"sojourn.deploy.packages": {"packages": packages}}, {"sojourn.deploy.agent": {"state": "absent"}}]):
         row.fault()
         os.kill(attempt.pid, getattr(signal, name))
         if name == "SIGKILL":
@@ -101,13 +97,14 @@ def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, n
     assert code == (99 if name == "SIGINT" else -getattr(signal, name)), attempt.output
     row.clean()
     installed = phase in ("installing", "cleaning")
-    assert marked(target, BEGUN) == marked(target, FINISHED) == installed, "an installation that begins finishes; what has not begun is dropped"
+    assert marked(target, BEGUN) == marked(target, FINISHED) == installed, "an installation that begins finishes"
+    assert not marked(target, "second-begun"), "what has not begun is dropped"
     if name == "SIGKILL":
         return
     if phase == "installing":
         assert "waiting until the installation of" in attempt.output and ": installed (exit code 0: installed)" in attempt.output, attempt.output
-    elif phase != "cleaning":
-        assert ": dropped (the run was cut off before it began)" in attempt.output, attempt.output
+    if phase != "cleaning":
+        assert attempt.output.count(": dropped (the run was cut off before it began)") == (1 if installed else 2), attempt.output
     if phase not in ("connecting", "uploading", "starting"):
         assert f"{target.name}: removed service sojourn-" in attempt.output, attempt.output
 
@@ -210,8 +207,8 @@ def test_the_agent_is_killed_twice(attempt: Attempt, target: Any, row: Row) -> N
     gate = attempt.gate()
     attempt.begin([AGENT, gate.task, {"name": "after", "ansible.builtin.raw": "echo there"}])
     attempt.wait_task()
-    row.fault()
     for count in (2, 3):
+        row.fault()
         attempt.kill_agent()
         attempt.wait("another agent", lambda count=count: attempt.deployments() == count)
     gate.open()
@@ -238,9 +235,20 @@ def test_the_network_is_cut_for_less_than_the_lease(attempt: Attempt, target: An
     with attempt.caught("installing"):
         row.fault()
         with target.cut_off():
-            attempt.wait("the end of the installation", lambda: marked(target, FINISHED))
+            attempt.pause(LEASE / 2)
     assert attempt.end() == 0 and "installed: " in attempt.output, attempt.output
     row.clean()
+
+
+def test_the_network_is_cut_for_longer_than_the_lease(attempt: Attempt, target: Any, row: Row) -> None:
+    """The agent waits for its installation beyond the lease, and is found again."""
+    with attempt.caught("installing", [{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=30)]}}]):
+        row.fault()
+        with target.cut_off():
+            attempt.pause(LEASE + 4)
+    assert attempt.end() == 0 and "installed: " in attempt.output, attempt.output
+    assert marked(target, FINISHED)
+    row.clean(30)
 
 
 def test_the_network_is_cut_for_good(attempt: Attempt, target: Any, row: Row) -> None:
@@ -337,7 +345,8 @@ def test_the_target_restarts_and_nobody_is_left_on_the_controller(attempt: Attem
     assert not marked(target, FINISHED) or how == "reboot"
 
 
-def test_ansibles_own_reboot(attempt: Attempt, linux_only: None, target: Any, row: Row) -> None:
+@LINUX
+def test_ansibles_own_reboot(attempt: Attempt, target: Any, row: Row) -> None:
     attempt.begin([{"name": "restart", "ansible.builtin.reboot": {"reboot_timeout": 120}}, {"name": "after", "ansible.builtin.command": "uptime"}])
     row.fault()
     assert attempt.end(200) == 0, attempt.output
@@ -379,7 +388,7 @@ def test_no_folder_can_be_written(attempt: Attempt, target: Any, row: Row) -> No
     row.fault()
     variables = {} if windows else {"vars": {"ansible_sojourn_remote_folders": ["/var/tmp"]}}
     with target.read_only() if windows else target.read_only("/var/tmp"):
-        attempt.begin([{"sojourn.deploy.packages": {"packages": [{"src": __file__, "kind": "exe" if windows else "sh"}]}}], **variables)
+        attempt.begin([{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder)]}}], **variables)
         assert attempt.end() == 2 and ("(SD-401)" if windows else "(SD-403)") in attempt.output, attempt.output
     row.clean()
 
@@ -394,22 +403,50 @@ def test_the_firewall_tool_fails(attempt: Attempt, target: Any, row: Row, when: 
     if when == "open":
         assert code == 2 and "(SD-603)" in attempt.output and not marked(target, BEGUN), attempt.output
     else:
-        assert marked(target, FINISHED) and code == 2 and "(SD-801)" in attempt.output and "firewall rule" in attempt.output, attempt.output
+        assert marked(target, FINISHED) and code == 2 and "(SD-801)" in attempt.output, attempt.output
+        rule = re.search(r"The firewall rule (sojourn-[0-9a-f]{12}) could not be removed from the target: (nft|netsh) ", attempt.output)
+        assert rule and f"firewall rule {rule[1]}" not in str([entry["result"].get("removed") for entry in attempt.results]), attempt.output
+        assert any(f"could not remove: the firewall rule {rule[1]} (" in line for line in target.event_log()), target.event_log()
         row.clean_up_by_playbook()
     row.clean()
 
 
+def test_the_firewall_tool_fails_the_guard(attempt: Attempt, target: Any, row: Row) -> None:
+    """The agent is killed, and nobody is left on the controller: the folder stays, and says why."""
+    with attempt.caught("installing"):
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        run = attempt.run
+        row.fault()
+        with target.firewall_tool(fails="close"):
+            attempt.kill_agent()
+            wait_for("the guard's word", lambda: attempt.has("left.json"), WITHIN + INSTALLING)
+            wait_for("the guard's end", lambda: not target.processes_of(run), 10)
+        assert any(f"could not remove: the firewall rule sojourn-{run} (" in line for line in target.event_log()), target.event_log()
+    row.clean_up_by_playbook()
+    row.clean(INSTALLING)
+    assert marked(target, FINISHED)
+
+
 def test_the_firewall_tool_fails_for_a_while(attempt: Attempt, target: Any, row: Row) -> None:
-    attempt.begin([{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}, {"sojourn.deploy.agent": {"state": "absent"}}])
+    gate = attempt.gate()
+    install = {"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=0.1)]}}
+    attempt.begin([install, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
     attempt.wait("the end of the installation", lambda: marked(target, FINISHED))
     row.fault()
     with target.firewall_tool(fails="close"):
-        attempt.pause(3)
+        gate.open()
+        attempt.pause(5)
+        assert attempt.process is not None and attempt.process.poll() is None, attempt.output
     assert attempt.end() == 0, attempt.output
+    assert "firewall rule sojourn-" in str(attempt.results[-1]["result"]["removed"]), attempt.results[-1]
     row.clean()
 
 
-def test_the_service_is_held_open(attempt: Attempt, windows_only: None, target: Any, row: Row) -> None:
+@WINDOWS
+def test_the_service_is_held_open(attempt: Attempt, target: Any, row: Row) -> None:
     """Somebody looks at it in the services' console: it stays marked for deletion, and is gone with that look."""
     gate = attempt.gate()
     attempt.begin([AGENT, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])
@@ -421,8 +458,9 @@ def test_the_service_is_held_open(attempt: Attempt, windows_only: None, target: 
     row.clean(WITHIN, note=", of which it was held open 30 s and more")
 
 
+@WINDOWS
 @pytest.mark.parametrize("seconds", [3, 40])
-def test_the_agents_file_is_locked(attempt: Attempt, windows_only: None, target: Any, row: Row, seconds: int) -> None:
+def test_the_agents_file_is_locked(attempt: Attempt, target: Any, row: Row, seconds: int) -> None:
     """A scanner has it open: it is tried again; whoever holds it too long is told of, and the next clean-up removes it."""
     gate = attempt.gate()
     attempt.begin([AGENT, gate.task, {"sojourn.deploy.agent": {"state": "absent"}}])

@@ -98,6 +98,8 @@ _OWN_PROCESSES = re.compile(
     r"/(usr/)?lib/systemd/systemd-(hostnamed|timedated|localed)|/usr/lib/polkit-1/polkitd|"
     # kept by systemd for its journal's clients and user lookups, as many as it thinks fit
     r"systemd-userwork|"
+    # runs a quarter of an hour after the boot, and then daily
+    r"(/usr)?/?(bin/)?systemd-tmpfiles --clean|"
     # Wine starts these when something first needs them
     r"c:\\windows\\system32\\(rpcss|svchost|explorer|plugplay|winedevice|wineboot|spoolsv)\.exe",
     re.IGNORECASE,

@@ -43,6 +43,7 @@ type Agent struct {
 	unsaved  bool         // that the record could not be written has been logged
 	ending   chan struct{}
 	attended sync.WaitGroup
+	hurry    <-chan struct{} // closed when the patience of a service manager that wants the agent to end is over
 }
 
 // Settings say what the agent is started with.
@@ -128,6 +129,7 @@ func listen(ports config.Ports) (net.Listener, int, error) {
 // Wait serves until a Shutdown, the end of the lease, or a stop by the service manager; then no process that must not
 // be interrupted is running any more, unless the service manager's patience is over first.
 func (a *Agent) Wait(stop <-chan struct{}, patience time.Duration) {
+	a.hurry = after(stop, patience)
 	for {
 		select {
 		case <-a.deployment.ShutdownAsked():
@@ -147,15 +149,20 @@ func (a *Agent) Wait(stop <-chan struct{}, patience time.Duration) {
 		case <-stop:
 			all, _ := a.deployment.Processes()
 			a.witness.stopped(all)
-			a.awaitProcesses(nil, afterwards(patience))
+			a.awaitProcesses(nil, a.hurry)
 			return
 		}
 	}
 }
 
-func afterwards(d time.Duration) <-chan struct{} {
+// after is closed so long after the other.
+func after(stop <-chan struct{}, d time.Duration) <-chan struct{} {
 	over := make(chan struct{})
-	time.AfterFunc(d, func() { close(over) })
+	go func() {
+		<-stop
+		<-time.After(d)
+		close(over)
+	}()
 	return over
 }
 
@@ -182,8 +189,8 @@ func (a *Agent) awaitProcesses(revived func() bool, stop <-chan struct{}) (done 
 }
 
 // End closes the port and the rules and ends what is safe to kill. The service and its folder are the caller's, who tells with
-// Removed what became of them.
-func (a *Agent) End() {
+// Removed what became of them. Where a rule could not be closed it gives the error that the folder is to keep.
+func (a *Agent) End() (left *catalogue.Error) {
 	a.server.Close(answerPatience)
 	a.firewall.Stop() // before the rules are closed: what looks after them must not open them again
 	before, _ := a.deployment.Processes()
@@ -192,11 +199,22 @@ func (a *Agent) End() {
 	a.witness.killed(before, after)
 	close(a.ending)
 	a.attended.Wait()
-	closed, err := a.firewall.Close(a.ofThisRun)
+	closed, err := firewall.Insist(a.firewall, a.ofThisRun, a.hurry)
 	if err != nil {
 		log.Printf("closing the firewall rules: %v", err)
+		left = firewall.Left(a.config.Name(), err)
+		err = errors.New(left.Fields["detail"])
 	}
 	a.witness.removed("the firewall rule "+a.config.Name(), closed, err)
+	return left
+}
+
+// Left has the folder tell what is left; what is named stays in it too. It takes to the record why.
+func (a *Agent) Left(left *catalogue.Error, keep ...string) {
+	if err := config.Leave(a.folder, left, keep...); err != nil {
+		log.Printf("emptying %s: %v", a.folder, err)
+	}
+	a.witness.removed("the folder "+a.folder, true, errors.New("it tells of that"))
 }
 
 // Removed takes to the record that a thing of the agent's is gone, or why not.

@@ -13,7 +13,8 @@ import (
 )
 
 // witness tells what happened to the processes, and what was removed. Of a process it tells its label or its program's name,
-// never arguments or environment, which may hold secrets. It is silent until there is something to tell: a Shutdown is not.
+// never arguments or environment, which may hold secrets. It is silent until there is something to tell: a Shutdown is not, unless
+// something is left.
 type witness struct {
 	run       string
 	log       systemlog.Log
@@ -142,14 +143,12 @@ func (w *witness) removed(what string, there bool, err error) {
 	}
 }
 
+// last: what is left is told however the agent came to its end.
 func (w *witness) last() {
-	if !w.speaks {
-		return
-	}
 	if len(w.left) > 0 {
 		w.say(true, "the agent could not remove: %s.", strings.Join(w.left, "; "))
 	}
-	if len(w.gone) > 0 {
+	if w.speaks && len(w.gone) > 0 {
 		w.say(false, "the agent has ended and removed %s.", strings.Join(w.gone, ", "))
 	}
 }

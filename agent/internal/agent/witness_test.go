@@ -116,3 +116,14 @@ func TestStoppedByTheServiceManager(t *testing.T) {
 		"! Run: a goes on without the agent, as the service manager waits no longer.",
 		"! Run: b, which was marked as safe to kill, could not be killed.")
 }
+
+func TestAfterAShutdownOnlyWhatIsLeftIsTold(t *testing.T) {
+	w, log := newWitness(false)
+	w.removed("the service sojourn-0123456789ab", true, nil)
+	w.last()
+	expect(t, *log)
+	w.removed("the firewall rule sojourn-0123456789ab", true, errors.New("nft ended with 1"))
+	w.removed("the folder F", true, errors.New("it tells of that"))
+	w.last()
+	expect(t, *log, "! Run: the agent could not remove: the firewall rule sojourn-0123456789ab (nft ended with 1); the folder F (it tells of that).")
+}

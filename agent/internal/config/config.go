@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"sojourn.example/agent/internal/catalogue"
@@ -21,6 +22,8 @@ const (
 	ReadyName  = "ready.json"
 	// SessionName is whose agent it is; only the way in reads it.
 	SessionName = "session"
+	// LeftName is there once an agent has ended that could not close its rules: the error, as in ready.
+	LeftName = "left.json"
 )
 
 // A config is small; what is larger is not one.
@@ -143,13 +146,27 @@ type Ready struct {
 	Error        *catalogue.Error `json:"error,omitempty"`
 }
 
-// Save writes the answer into the folder under another name and renames it: who sees it sees all of it.
-func (r *Ready) Save(folder string) error {
+// Save writes the answer into the folder.
+func (r *Ready) Save(folder string) error { return r.save(folder, ReadyName) }
+
+// Leave empties the folder, but for what is to be kept, and writes into it what could not be removed.
+func Leave(folder string, left *catalogue.Error, keep ...string) error {
+	entries, err := os.ReadDir(folder)
+	for _, entry := range entries {
+		if !slices.Contains(keep, entry.Name()) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(folder, entry.Name())))
+		}
+	}
+	return errors.Join(err, (&Ready{Error: left}).save(folder, LeftName))
+}
+
+// save writes under another name and renames: who sees it sees all of it.
+func (r *Ready) save(folder, name string) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	final := filepath.Join(folder, ReadyName)
+	final := filepath.Join(folder, name)
 	if err := os.WriteFile(final+".new", raw, 0o600); err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sojourn.example/agent/internal/catalogue"
 	"time"
 )
 
@@ -54,6 +56,29 @@ func TestSaveIsAtomic(t *testing.T) {
 	raw, _ := os.ReadFile(filepath.Join(folder, ReadyName))
 	if len(entries) != 1 || string(raw) != `{"run":"0123456789ab","port":1}` {
 		t.Error(entries, string(raw))
+	}
+}
+
+func TestWhatIsLeftIsToldInAnEmptyFolder(t *testing.T) {
+	folder := t.TempDir()
+	for _, name := range []string{"agent.exe", "inner/file", ConfigName} {
+		_ = os.MkdirAll(filepath.Dir(filepath.Join(folder, name)), 0o700)
+		if err := os.WriteFile(filepath.Join(folder, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := catalogue.New("SD-801", "what", "The firewall rule sojourn-0123456789ab", "detail", "nft ended with 1")
+	if err := Leave(folder, left, "agent.exe"); err != nil {
+		t.Error(err)
+	}
+	entries, _ := os.ReadDir(folder)
+	raw, _ := os.ReadFile(filepath.Join(folder, LeftName))
+	want := `{"error":{"code":"SD-801","fields":{"detail":"nft ended with 1","what":"The firewall rule sojourn-0123456789ab"}}}`
+	if len(entries) != 2 || entries[0].Name() != "agent.exe" || string(raw) != want {
+		t.Error(entries, string(raw))
+	}
+	if Leave(filepath.Join(folder, "none"), left) == nil {
+		t.Error("a folder that somebody removed meanwhile is not made anew")
 	}
 }
 

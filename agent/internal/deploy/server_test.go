@@ -459,7 +459,11 @@ func TestExecuteSentAgainStartsNothing(t *testing.T) {
 	}
 	handle := "<Handle>0123456789abcdef</Handle>"
 	s.call(t, "WriteInput", handle+"<Close>true</Close>")
-	read := handle + "<StandardOutputOffset>4</StandardOutputOffset><StandardErrorOffset>0</StandardErrorOffset><WaitSeconds>20</WaitSeconds>"
+	from := func(offset string) string {
+		return handle + "<StandardOutputOffset>" + offset + "</StandardOutputOffset><StandardErrorOffset>0</StandardErrorOffset><WaitSeconds>20</WaitSeconds>"
+	}
+	s.call(t, "ReadOutput", from("0")) // there is nothing at another offset yet
+	read := from("4")
 	for element(s.call(t, "ReadOutput", read), "Running") == "true" {
 	}
 	// Ended, and read by the one who asks again: it is still that one, from the beginning.

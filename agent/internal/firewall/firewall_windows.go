@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,6 +71,7 @@ func (n *netsh) Close(match func(Rule) bool) (bool, error) {
 		return false, err
 	}
 	changed := false
+	var failed error
 	for _, rule := range there {
 		if !match(rule) {
 			continue
@@ -82,17 +84,16 @@ func (n *netsh) Close(match func(Rule) bool) (bool, error) {
 		if listErr != nil {
 			return changed, listErr
 		}
-		for _, r := range after {
-			if r == rule {
-				if err == nil {
-					err = refused("it is still there after its deletion")
-				}
-				return changed, err
-			}
+		if !slices.Contains(after, rule) {
+			changed = true // gone, by us or by somebody else in the meantime
+			continue
 		}
-		changed = true // gone, by us or by somebody else in the meantime
+		if err == nil {
+			err = refused("it is still there after its deletion")
+		}
+		failed = err
 	}
-	return changed, nil
+	return changed, failed
 }
 
 func (n *netsh) List() ([]Rule, error) {

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/firewall"
 	"sojourn.example/agent/internal/process"
@@ -231,27 +232,32 @@ func (g *guarding) takeBack() int {
 			gone = append(gone, what)
 		}
 	}
-	closeRules := func() (bool, error) {
-		return g.walls.Close(func(r firewall.Rule) bool { return r.Run() == g.charge.Run })
-	}
-	closed, err := closeRules() // no harm where the system is shutting down: an agent that starts again opens its own
+	ofItsRun := func(r firewall.Rule) bool { return r.Run() == g.charge.Run && !g.replaced() }
+	closed, _ := g.walls.Close(ofItsRun) // no harm where the system is shutting down: an agent that starts again opens its own
 	if systemEnds(config.Prefix + g.charge.Run) {
 		return 0
 	}
 	say(true, "the agent ended without removing itself: it was killed, or it crashed. Its guard does it.")
 	g.awaitProcesses(say)
+	// A tool that the agent had started may have made a rule after its end.
+	again, err := firewall.Insist(g.walls, ofItsRun, nil)
 	if g.replaced() {
 		return 0
 	}
-	// A tool that the agent had started may have made a rule after its end.
-	if again, second := closeRules(); second != nil {
-		err = second
-	} else {
-		closed, err = closed || again, nil
+	name := config.Prefix + g.charge.Run
+	var told *catalogue.Error
+	if err != nil {
+		told = firewall.Left(name, err)
+		err = errors.New(told.Fields["detail"])
 	}
-	report("the firewall rule "+config.Prefix+g.charge.Run, closed, err)
+	report("the firewall rule "+name, closed || again, err)
 	process.Outlive()
-	removeRest(g.charge, report)
+	removeService(g.charge, report)
+	if told != nil {
+		leave(g.charge, told, report)
+	} else {
+		removeRest(g.charge, report)
+	}
 	switch {
 	case len(left) > 0:
 		say(true, "the guard could not remove: %s.", strings.Join(left, "; "))
@@ -278,6 +284,17 @@ func (g *guarding) awaitProcesses(say func(bool, string, ...any)) {
 		w.held.wait()
 		say(false, "%s has ended; its exit code is not known.", w.Name)
 	}
+}
+
+// leave has the folder tell what is left, where there is one.
+func leave(c *Charge, left *catalogue.Error, report func(what string, there bool, err error)) {
+	if _, err := os.Lstat(c.Folder); err != nil {
+		return
+	}
+	if err := config.Leave(c.Folder, left, keep...); err != nil {
+		log.Printf("emptying %s: %v", c.Folder, err)
+	}
+	report("the folder "+c.Folder, true, errors.New("it tells of that"))
 }
 
 // gone takes an error for none where it says that there is nothing to remove.

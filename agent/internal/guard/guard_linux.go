@@ -103,12 +103,18 @@ func startOf(id int) string {
 	return fields[19]
 }
 
-// removeRest removes all but the rules.
-func removeRest(c *Charge, report func(what string, there bool, err error)) {
+// keep is what stays in a folder that tells what is left.
+var keep []string
+
+// removeService: with the guard's own end the unit is empty; one that failed would stay listed, where systemd is too old for --collect.
+func removeService(c *Charge, _ func(what string, there bool, err error)) {
 	if c.ServiceKind == "systemd" {
-		// With the guard's own end the unit is empty; one that failed would stay listed, where systemd is too old for --collect.
 		_ = exec.Command("systemctl", "reset-failed", config.Prefix+c.Run+".service").Run()
 	}
+}
+
+// removeRest removes all but rules and service.
+func removeRest(c *Charge, report func(what string, there bool, err error)) {
 	if c.AtBoot {
 		if err := atboot.Remove(c.Run, c.AtBootMade); err != nil {
 			report("the file "+atboot.Path(c.Run), false, err)

@@ -9,7 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/firewall"
 )
 
@@ -88,10 +91,35 @@ func TestItTakesBackWhatIsItsRuns(t *testing.T) {
 }
 
 func TestWhatItCannotRemoveIsTold(t *testing.T) {
-	g, w, said, _ := begin(t, folderOf(t))
+	folder := folderOf(t)
+	g, w, said, _ := begin(t, folder)
 	w.fails = io.ErrUnexpectedEOF
-	if g.takeBack() != 1 || !strings.Contains((*said)[len(*said)-1], "could not remove: the firewall rule sojourn-0123456789ab (unexpected EOF)") {
+	synctest.Test(t, func(t *testing.T) {
+		if g.takeBack() != 1 {
+			t.Error("it says that all is gone")
+		}
+	})
+	last := (*said)[len(*said)-1]
+	if !strings.Contains(last, "could not remove: the firewall rule sojourn-0123456789ab (unexpected EOF); the folder "+folder+" (it tells of that).") {
 		t.Errorf("%q", *said)
+	}
+	if entries, _ := os.ReadDir(folder); len(entries) != 1 || entries[0].Name() != config.LeftName {
+		t.Error(entries)
+	}
+}
+
+func TestAToolThatRecoversIsAskedAgain(t *testing.T) {
+	folder := folderOf(t)
+	g, w, said, _ := begin(t, folder)
+	w.fails = io.ErrUnexpectedEOF
+	synctest.Test(t, func(t *testing.T) {
+		time.AfterFunc(10*time.Second, func() { w.fails = nil })
+		if g.takeBack() != 0 {
+			t.Error(*said)
+		}
+	})
+	if _, err := os.Lstat(folder); !os.IsNotExist(err) {
+		t.Error("the folder is left", err)
 	}
 }
 

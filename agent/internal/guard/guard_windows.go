@@ -92,8 +92,10 @@ func (h *held) ended() bool {
 
 func (h *held) wait() { _, _ = windows.WaitForSingleObject(h.process, windows.INFINITE) }
 
-// removeRest removes all but the rules. The folder goes once the guard, whose executable is in it, has ended.
-func removeRest(c *Charge, report func(what string, there bool, err error)) {
+// keep is what stays in a folder that tells what is left.
+var keep = []string{removal.Executable}
+
+func removeService(c *Charge, report func(what string, there bool, err error)) {
 	name := config.Prefix + c.Run
 	err := removal.Service(name)
 	if errors.Is(err, windows.ERROR_SERVICE_DOES_NOT_EXIST) || errors.Is(err, windows.ERROR_SERVICE_MARKED_FOR_DELETE) {
@@ -101,6 +103,10 @@ func removeRest(c *Charge, report func(what string, there bool, err error)) {
 	} else {
 		report("the service "+name, true, err)
 	}
+}
+
+// removeRest: the folder goes once the guard, whose executable is in it, has ended.
+func removeRest(c *Charge, report func(what string, there bool, err error)) {
 	if _, err := os.Lstat(c.Folder); err == nil {
 		report("the folder "+c.Folder, true, removal.FolderAfterwards(c.Folder))
 	}

@@ -184,3 +184,9 @@ func exists(folder, name string) bool {
 	_, err := os.Lstat(filepath.Join(folder, name))
 	return err == nil
 }
+
+// isNew tells whether a folder was made a moment ago. One of the future is not: the clock was set back since.
+func isNew(info os.FileInfo) bool {
+	age := time.Since(info.ModTime())
+	return age > -time.Minute && age < settlingTime
+}

@@ -177,7 +177,7 @@ func findFolders(add func(string, thing)) {
 			seen[path] = true
 			settling := ""
 			// The executable is gone once an agent runs: with one, somebody may be about to start it.
-			if exists(path, "agent") && exists(path, config.SessionName) && time.Since(info.ModTime()) < settlingTime {
+			if exists(path, "agent") && exists(path, config.SessionName) && isNew(info) {
 				settling = "it is being set up"
 			}
 			add(run, thing{kind: Folder, name: path, remove: func() error { return os.RemoveAll(path) }, settling: settling, folder: path})

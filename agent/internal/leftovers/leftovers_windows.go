@@ -44,7 +44,7 @@ func find(add func(string, thing)) error {
 		}
 		settling := ""
 		// Only an agent that has started writes ready.json; before, somebody may be about to start it.
-		if !exists(path, config.ReadyName) && exists(path, config.SessionName) && time.Since(info.ModTime()) < settlingTime {
+		if !exists(path, config.ReadyName) && exists(path, config.SessionName) && isNew(info) {
 			settling = "it is being set up"
 		}
 		add(run, thing{kind: Folder, name: path, remove: func() error { return os.RemoveAll(path) }, settling: settling, folder: path})

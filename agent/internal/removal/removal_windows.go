@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// Executable is the agent's, in its folder. A running one cannot be deleted.
+const Executable = "agent.exe"
+
 // Service marks the service for deletion; it is gone once it has stopped and nobody holds it open.
 func Service(name string) error {
 	manager, err := windows.OpenSCManager(nil, nil, windows.SC_MANAGER_CONNECT)

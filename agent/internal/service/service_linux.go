@@ -87,9 +87,16 @@ func Serve(version string, arguments []string) int {
 	told()
 	a.Wait(stop, stopPatience)
 	notify("STOPPING=1")
-	a.End()
+	left := a.End()
 	if kind == KindSystemd {
 		a.Removed("the service "+c.Name(), nil) // it ends with this process
+	}
+	if left != nil {
+		// What removes the folder at boot stays as well: then the rule, which is in the kernel only, is gone too.
+		a.Left(left)
+		a.Tell()
+		watch.StandDown()
+		return 0 // a unit that failed would stay, where systemd is too old for --collect
 	}
 	code := 0
 	if charge.AtBoot {

@@ -62,7 +62,8 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 		return true, didNotStart
 	}
 	if a == nil { // after a reboot, in vain
-		h.remove(func(string, error) {})
+		h.removeService(func(string, error) {})
+		h.removeFolder(func(string, error) {})
 		h.guard.StandDown()
 		return false, 0
 	}
@@ -91,9 +92,14 @@ func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status 
 				}
 			}
 		case <-ended:
-			status <- svc.Status{State: svc.StopPending, WaitHint: 30000}
-			a.End()
-			h.remove(a.Removed)
+			status <- svc.Status{State: svc.StopPending, WaitHint: 60000}
+			left := a.End()
+			h.removeService(a.Removed)
+			if left != nil {
+				a.Left(left, removal.Executable) // which is running
+			} else {
+				h.removeFolder(a.Removed)
+			}
 			a.Tell()
 			h.guard.StandDown() // before this process ends: its executable is in the folder, which is deleted then
 			return false, 0
@@ -151,10 +157,12 @@ func (h *handler) start() (*agent.Agent, error) {
 	}
 }
 
-// remove takes back what only the service knows of: itself and its folder.
-func (h *handler) remove(removed func(what string, err error)) {
+func (h *handler) removeService(removed func(what string, err error)) {
 	name := filepath.Base(h.folder)
 	removed("the service "+name, removal.Service(name))
+}
+
+func (h *handler) removeFolder(removed func(what string, err error)) {
 	removed("the folder "+h.folder, removal.FolderAfterwards(h.folder))
 }
 

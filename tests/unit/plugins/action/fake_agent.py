@@ -90,12 +90,12 @@ class FakeAgent:
         changed, self.deployed = self.deployed, False
         return {"changed": changed, "removed": ["service sojourn-0123456789ab"] if changed else []}
 
-    def note(self, number: int | None = None, **changes: Any) -> int:
-        if number is None:
+    def note(self, key: str | None = None, **changes: Any) -> str:
+        if key is None:
             self.noted.append({})
-            number = len(self.noted) - 1
-        self.noted[number].update({name: value for name, value in changes.items() if value is not None})
-        return number
+            key = str(len(self.noted) - 1)
+        self.noted[int(key)].update({name: value for name, value in changes.items() if value is not None})
+        return key
 
     def executions(self) -> list[dict[str, Any]]:
         return [{"handle": entry["handle"], "label": entry["label"]} for entry in self.waiting]

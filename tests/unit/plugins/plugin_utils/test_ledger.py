@@ -20,8 +20,16 @@ def test_what_had_not_begun_is_dropped() -> None:
     assert made.unfinished
     row = made.ended(first, {"exit_code": 3010, "timed_out": False, "seconds": 1.0})
     assert row is not None and (row.state, row.msg) == ("reboot_required", "exit code 3010: installed, reboot required")
-    assert [(row.package, row.state) for row in made.cut_off()] == [("a.deb", "reboot_required"), ("b.deb", "dropped")]
-    assert not made.unfinished and second == 1
+    assert [(row.package, row.state) for row in made.cut_off()] == [("b.deb", "dropped")]
+    assert [(row.package, row.state) for row in made.rows] == [("a.deb", "reboot_required"), ("b.deb", "dropped")]
+    assert not made.unfinished and second != first
+
+
+def test_what_had_begun_and_was_not_followed_is_told_too() -> None:
+    made = Ledger()
+    made.note("web1", None, package="busy", state=INSTALLING)
+    (row,) = made.cut_off()
+    assert row.state == "failed" and "nobody knows" in row.msg
 
 
 @pytest.mark.parametrize(
@@ -42,12 +50,12 @@ def test_how_an_installation_ended(end: object, state: str, words: str) -> None:
     assert row is not None and row.state == state and words in row.msg
 
 
-def test_numbers_that_are_none_of_its_rows() -> None:
+def test_a_key_of_another_broker_is_a_row_of_its_own() -> None:
     made = Ledger()
-    assert made.ended(None, {}) is None and made.ended(5, {}) is None
-    assert made.note("web1", 5, package="a") == 0 and made.unfinished
-    made.note("web1", 0, state="installed")
-    assert not made.unfinished and made.cut_off()[0].state == "installed" and PENDING != "installed"
+    assert made.ended(None, {}) is None and made.ended("of another", {}) is None
+    first = made.note("web1", None, package="a")
+    assert made.note("web2", "of another", package="b", state="installed") == "of another" != first
+    assert [(row.host, row.package, row.state) for row in made.rows] == [("web1", "a", PENDING), ("web2", "b", "installed")]
 
 
 def test_word_is_left_once(state_home: Path) -> None:

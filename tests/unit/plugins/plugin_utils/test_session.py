@@ -32,6 +32,7 @@ class Host:
         self.placed: str | None = None
         self.running = False
         self.found: list[Found] = []
+        self.left: SojournError | None = None
         self.calls: dict[str, Callable[..., Any]] = {}
         self.configs: list[Config] = []
         self.boot_id = "b"
@@ -75,6 +76,7 @@ class FakeWayIn(WayIn):
 
     def wait_removed(self, patience: float = 1.0) -> list[str]:
         self.note("wait_removed")
+        self._left = self.at.left
         self.at.placed, self.at.running = None, False
         return ["service x"]
 
@@ -200,7 +202,18 @@ def test_a_second_name_joins_the_first(host: Host) -> None:
 def test_an_own_agent_that_died_is_cleared_away(host: Host) -> None:
     host.placed = "of a session that nobody knows any more"
     assert make(host).deploy()["changed"]
-    assert host.events[:5] == ["connect", "wait_removed", "place", "start", "GetInfo"]
+    assert host.events[:6] == ["connect", "find", "wait_removed", "place", "start", "GetInfo"]
+
+
+def test_an_own_agent_that_waits_for_an_installation_is_spared(host: Host) -> None:
+    """It does not answer, for whatever reason; it ends by itself."""
+    session = make(host)
+    session.deploy()
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=True)]
+    with pytest.raises(SojournError, match="SD-801"):
+        session._deploy_once()
+    assert "wait_removed" not in host.events and host.events.count("place") == 1
+    assert session._file is not None and session._file.record.peer is not None, "it can be taken over still"
 
 
 def test_a_lost_agent_is_deployed_anew(host: Host) -> None:
@@ -258,7 +271,7 @@ def test_an_agent_that_was_killed_leaves_no_rule(host: Host) -> None:
     session.deploy()
     host.events.clear()
     host.fail_at = "Shutdown"
-    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=False)]
+    host.left = SojournError("SD-801", what="The agent", detail="it did not remove itself")
     assert session.end(lambda *unused, **fields: None)["removed"] == ["service x", f"firewall rule sojourn-{RUN}"]
     assert host.events[-7:] == ["wait_removed", "connect", "place", "start", "undo", "release", "release"]
     assert host.placed is None and not host.running
@@ -268,7 +281,7 @@ def test_a_rule_that_could_not_be_taken_back_is_told(host: Host) -> None:
     session = make(host)
     host.calls["GetInfo"] = lambda: {"folder": "/tmp/x", "operating_system": "linux", "service_name": "x", "firewall_rule": f"sojourn-{RUN}"}
     session.deploy()
-    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=False)]
+    host.left = SojournError("SD-801", what="The agent", detail="it did not remove itself")
 
     def gone() -> None:
         host.fail_at = "start"
@@ -279,6 +292,63 @@ def test_a_rule_that_could_not_be_taken_back_is_told(host: Host) -> None:
         session.remove()
     assert caught.value.code == "SD-801" and f"firewall rule sojourn-{RUN}" in caught.value.sentence
     assert host.events[-4:] == ["start", "undo", "release", "release"] and host.placed is None
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_a_rule_that_the_agent_could_not_close_is_closed_by_another_or_told(host: Host, monkeypatch: pytest.MonkeyPatch, recovers: bool) -> None:
+    session = make(host)
+    rule = f"sojourn-{RUN}"
+    host.calls["GetInfo"] = lambda: {"folder": "/tmp/x", "operating_system": "linux", "service_name": "x", "firewall_rule": rule}
+    session.deploy()
+    host.left = SojournError("SD-801", what=f"The firewall rule {rule}", detail="nft ended with exit status 1: busy")
+    host.events.clear()
+    if recovers:
+        assert session.remove()["removed"] == ["service x", f"firewall rule {rule}"]
+        assert host.configs[-1].controller_addresses == [], "it opens nothing that it would have to close"
+    else:
+        def start(way_in: WayIn, unused: Config) -> Ready:
+            raise way_in.error("SD-603", detail="nft ended with exit status 1: still busy")
+
+        monkeypatch.setattr(FakeWayIn, "start", start)
+        with pytest.raises(SojournError) as caught:
+            session.remove()
+        assert caught.value.code == "SD-801"
+        assert caught.value.sentence == f"The firewall rule {rule} could not be removed from the target: nft ended with exit status 1: still busy."
+    assert host.events.index("wait_removed") < host.events.index("place") < host.events.index("undo")
+    assert host.placed is None and not host.running and not session.live
+
+
+def test_a_rule_that_stays_after_a_failed_deployment_is_tried_again_at_the_end(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody was told of a rule, as no agent was ever established; undoing its start said so."""
+    monkeypatch.setattr(session_module, "RECONNECT_PAUSES", (60.0, 60.0))
+    session = make(host)
+    host.fail_at = "GetInfo"
+    undo = FakeWayIn.undo
+
+    def undo_and_tell(way_in: FakeWayIn) -> None:
+        undo(way_in)
+        raise way_in.error("SD-801", what=f"The firewall rule sojourn-{RUN}", detail="busy")
+
+    monkeypatch.setattr(FakeWayIn, "undo", undo_and_tell)
+    with pytest.raises(SojournError):
+        session.deploy()
+    host.fail_at = ""
+    told: list[str] = []
+    with pytest.raises(SojournError, match="SD-801") as caught:
+        session.end(lambda event, **unused: told.append(event))
+    assert f"The firewall rule sojourn-{RUN}" in caught.value.sentence and caught.value.fields["detail"] == "busy" and told == []
+    monkeypatch.setattr(FakeWayIn, "undo", undo)
+    assert f"firewall rule sojourn-{RUN}" in session.end(lambda event, **unused: None)["removed"]
+
+
+def test_what_an_agents_file_says() -> None:
+    way_in = FakeWayIn(Host(), Target.make("ssh", "::1", host="web1"), RUN)
+    assert way_in.left() is None and way_in._left_of(None) is None
+    told = way_in._left_of(b'{"error": {"code": "SD-801", "fields": {"what": "The firewall rule sojourn-x", "detail": "nft \\u003e 1"}}}')
+    assert told and told.sentence == "The firewall rule sojourn-x could not be removed from the target: nft > 1." and told.host == "web1"
+    for nonsense in (b"", b"{", b"[]", b'{"error": null}'):
+        error = way_in._left_of(nonsense)
+        assert error and error.code == "SD-801" and "it did not remove itself" in error.sentence
 
 
 def test_removing_waits_for_what_must_not_be_interrupted(host: Host) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,9 +169,20 @@ def test_the_removing_script(tmp_path: Path, shell: str) -> None:
     (place / "sojourn-000000000000" / "inner").mkdir(parents=True)
     (place / "sojourn-000000000001").mkdir()
     (place / "sojourn-000000000000" / "link").symlink_to(place / "sojourn-000000000001")
-    done = sh(way_in_ssh._REMOVE, "sojourn-000000000000", "0", str(place), str(tmp_path / "none"), shell=shell)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert [path.name for path in place.iterdir()] == ["sojourn-000000000001"]
+
+    def remove(tenths: int) -> str:
+        done = sh(way_in_ssh._REMOVE, "sojourn-000000000000", str(tenths), str(place), str(tmp_path / "none"), shell=shell)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [path.name for path in place.iterdir()] == ["sojourn-000000000001"]
+        return done.stdout
+
+    assert remove(0) == "told \n", "the folder was there, and nothing in it that tells more"
+    assert remove(0) == ""
+    (place / "sojourn-000000000000").mkdir()
+    (place / "sojourn-000000000000/left.json").write_text(r'{"error": "a \u003c and a \\"}')
+    begin = time.monotonic()
+    assert remove(300) == 'told {"error": "a \\u003c and a \\\\"}\n'
+    assert time.monotonic() - begin < 10, "who says that something is left has ended"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
