@@ -183,19 +183,28 @@ def end_stillborn(target: Any) -> int:
 
 
 def open_files(pid: int) -> list[str]:
-    """What a process has open."""
+    """What a process has open; of a connection, where it leads."""
+    sockets = {}
+    for table in ("tcp", "tcp6", "unix"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if table == "unix":
+                sockets[words[6]] = " ".join(["unix", *words[7:]])
+            else:
+                local, remote = (int(address.rpartition(":")[2], 16) for address in words[1:3])
+                sockets[words[9]] = f"{table} from port {local} to {remote}, state {words[3]}"
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.append(os.readlink(entry))
+            link = os.readlink(entry)
+            found.append(sockets.get(link[8:-1], link) if link.startswith("socket:[") else link)
     return sorted(found)
 
 
 _MORE = r"""
 echo "files in /run" $(find /run -xdev | wc -l)
 echo "bytes in /var/log and /run/log" $(du -scb /var/log /run/log 2> /dev/null | tail -n 1)
-echo "units" $(systemctl list-units --all --plain --no-legend | wc -l)
-echo "failed units" $(systemctl list-units --failed --plain --no-legend | wc -l)
+echo "failed units, the system's own too" $(systemctl list-units --failed --plain --no-legend | wc -l)
 """
 
 
