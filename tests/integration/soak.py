@@ -22,12 +22,13 @@ STEPS = ("deploy", "put_file", "execute", "remove")
 # Longest delay between a step's begin and its interruption, in seconds: about what the step takes.
 LONGEST = {"deploy": 0.3, "put_file": 0.03, "execute": 0.3, "remove": 0.3}
 
-# Interruptions and how often each comes, of a run that lasts, and of runs that do not outlive their cycle.
+# Interruptions and how often each comes, of a run that lasts, and of runs that do not outlive their cycle. Where an agent is killed, what
+# takes most of the time is to find out that it is lost: so that is rare.
 NONE = "none"
 CALLER, AGENT, NETWORK, AGENT_AND_NETWORK = "caller", "agent", "network", "agent and network"
 OWNER, BROKER_THEN_SAME, BROKER_THEN_OTHER, OWNER_AND_BROKER = (
     "owner", "broker; its run goes on", "broker; another run comes", "owner and broker; nobody comes")
-LASTING = {NONE: 6, CALLER: 6, AGENT: 2, NETWORK: 2, AGENT_AND_NETWORK: 1}
+LASTING = {NONE: 12, CALLER: 12, AGENT: 2, NETWORK: 5, AGENT_AND_NETWORK: 1}
 PASSING = {OWNER: 5, BROKER_THEN_SAME: 3, BROKER_THEN_OTHER: 3, OWNER_AND_BROKER: 1}
 # Every so many cycles one has a run of its own.
 EVERY = 4
