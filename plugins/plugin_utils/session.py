@@ -220,10 +220,13 @@ class Session:
                 log.error('%s: after "%s": %s', target.host, error, undone)
                 self._debris = True
                 self._rule_left = self._rule_left or self._is_rule(undone)
+                if self._file is not None and self._file.record.peer is not None:
+                    self._put_back(file)
+                else:
+                    if self._file is not None:
+                        self._file.forget()
+                    self._file = file  # until the debris is cleared, or an agent is there whose file takes its place
                 threading.Thread(target=self._clear_debris_soon, name=f'clearing {target.host}', daemon=True).start()
-                if self._file is not None and self._file is not file:
-                    self._file.forget()
-                self._file = file  # until the debris is cleared, or an agent is there whose file takes its place
             if isinstance(error, AlreadyPlaced):
                 raise self._error('SD-406', 'placing the agent', detail=f'{way_in.name} is in the way') from None
             raise
