@@ -348,8 +348,9 @@ class Soak:
             count = len(self.brokers)
             yield "broker: " + "; ".join(f"after {number} cycles {self.brokers[number - 1]}" for number in sorted(
                 {1, *(number for number in (WARM_UP, count // 2, count * 3 // 4, count) if 0 < number <= count)}))
-            least = [min(process.memory for process in self.brokers[begin:begin + WHOLE_LOOK]) / 1048576 for begin in range(0, count, WHOLE_LOOK)]
-            yield f"its least memory in each {WHOLE_LOOK} cycles: {', '.join(f'{value:.1f}' for value in least)} MB; growth {self.broker_growth / 1048576:+.1f} MB"
+            least = [min(process.memory for process in self.brokers[begin:begin + WHOLE_LOOK]) for begin in range(0, count, WHOLE_LOOK)]
+            yield (f"its least memory in each {WHOLE_LOOK} cycles: {', '.join(f'{value / 1048576:.1f}' for value in least)} MB; "
+                   f"growth {self.broker_growth / 1048576:+.1f} MB")
             yield "broker at rest: " + "; ".join(f"{process.descriptors} descriptors, {process.threads} threads" for process in self.at_rest)
             yield f"its log: {self.log_sizes[-1]} bytes, {self.log_sizes[-1] / len(self.log_sizes):.0f} a cycle"
         if target_before:
