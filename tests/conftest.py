@@ -35,7 +35,7 @@ if str(CHECKOUT) not in sys.path:
     sys.path.append(str(CHECKOUT))  # tests.lab
 
 from tests import parallel
-from tests.parallel import say  # noqa: F401  a fixture
+from tests.parallel import give_way, say  # noqa: F401  fixtures
 
 
 def pytest_configure(config: pytest.Config) -> None:

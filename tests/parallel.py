@@ -6,7 +6,7 @@ effect but the marks.
 - Each worker has a lab of its own, which tests/integration/conftest.py brings up. Tests that share something else stay in one
   process: `pytest.mark.xdist_group("...")`. xdist's own scheduler of that mark (3.8) goes by ids that pytest 9.2 does not
   let it change, and then says nothing and scatters the groups; the one here is told by the workers.
-- A test that measures has the mark `alone`: while it runs, no other worker runs a test.
+- A test that measures has the mark `alone`: while it runs, no other worker runs a test. A long one lets it in by the fixture `give_way`.
 - What a test prints is not seen from a worker. What it says, by the fixture `say`, is.
 """
 
@@ -156,6 +156,19 @@ class Turns:
 def say(request: pytest.FixtureRequest) -> Any:
     """Prints a line while the tests run, from a worker too: say(text)."""
     return lambda text: request.node.user_properties.append((SAID, text))
+
+
+@pytest.fixture
+def give_way(request: pytest.FixtureRequest) -> Any:
+    """Lets those who wait to be alone go first, where a long test can be interrupted: give_way()."""
+    plugin = request.config.pluginmanager.get_plugin("sojourn-parallel")
+
+    def give() -> None:
+        if plugin and plugin.turns:
+            plugin.turns.end()
+            plugin.turns.begin(alone=False)
+
+    return give
 
 
 def install(config: pytest.Config) -> None:

@@ -197,6 +197,7 @@ class Session:
         channel: channel_module.Channel | None = None
         try:
             ready = self._there_already(way_in)
+            how = 'put there' if ready is None else 'there again'
             if self._other is not None:
                 if file is not None:
                     file.remove()
@@ -235,7 +236,7 @@ class Session:
                 file = file.rewrite(peer=peer, fingerprint=ready.fingerprint)
         self._established(channel, info, ready, file)
         self._seconds = laps
-        log.info('%s: agent %s on port %d, seconds %s', target.host, way_in.name, ready.port, laps)
+        log.info('%s: agent %s %s, on port %d, seconds %s', target.host, way_in.name, how, ready.port, laps)
 
     def _put_back(self, file: session_file.SessionFile | None) -> None:
         """After a deployment that failed: the file is gone, or again that of the agent which was lost, and may live."""
@@ -318,24 +319,43 @@ class Session:
     def _take_over(self) -> bool:
         """Whether an agent of this user's is there still whose broker has died; its session is this one's then."""
         dead: list[session_file.SessionFile] = []
-        for file in session_file.abandoned(self.target):
-            if self._take_over_from(file):
-                log.info('%s: took over the session of run %s', self.target.host, self.run)
-                break
-            dead.append(file)
-        else:
-            if dead:
-                try:
-                    self._deploy_once()
-                    if self._other is None:
-                        self._remove_dead(dead)
-                finally:
-                    for file in dead:
-                        file.forget()  # those that are still held: the next deployment sees to them
-                return True
-            return False
-        self._remove_dead(dead)
+        try:
+            for file in session_file.abandoned(self.target):
+                dead.append(file)
+                if self._take_over_from(file) or self._take_over_living(file):
+                    dead.remove(file)
+                    log.info('%s: took over the session of run %s', self.target.host, self.run)
+                    break
+            else:
+                if not dead:
+                    return False
+                self._deploy_once()
+            if self._other is None:
+                self._remove_dead(dead)
+        finally:
+            for file in dead:
+                file.forget()  # those that are still held: the next deployment sees to them
         return True
+
+    def _take_over_living(self, file: session_file.SessionFile) -> bool:
+        """Whether an agent that is on the target, and did not answer at first, does so now; False once it has ended.
+
+        While it, or the guard of one that was killed, is there, it may be installing: nothing must be begun beside it. Raises SojournError.
+        """
+        record = file.record
+        if record.peer is None:
+            return False  # nobody has ever asked it for anything
+        deadline = time.monotonic() + self.target.reconnect_timeout
+        pause, longest = RECONNECT_PAUSES
+        while self._lives(record.run):
+            if time.monotonic() > deadline:
+                raise self._error('SD-409', 'taking over the agent', run=record.run)
+            if self._ended.wait(pause):
+                raise self._error('SD-503', 'taking over the agent', detail='the run has ended')
+            if self._take_over_from(file):
+                return True
+            pause = min(2 * pause, longest)
+        return False
 
     def _take_over_from(self, file: session_file.SessionFile) -> bool:
         record = file.record
@@ -352,7 +372,7 @@ class Session:
                 channel.close()
                 raise
         except (SojournError, ValueError) as error:
-            log.info('%s: the agent of run %s is not there any more: %s', self.target.host, record.run, error)
+            log.info('%s: the agent of run %s does not answer: %s', self.target.host, record.run, error)
             self._credentials = mine
             return False
         self.run, self.token = record.run, record.token
@@ -363,11 +383,15 @@ class Session:
         return True
 
     def _remove_dead(self, files: list[session_file.SessionFile]) -> None:
-        """What those sessions left on the target goes now: the agent that is there sees to it."""
+        """What those sessions left on the target goes now: the agent that is there sees to it. Raises SojournError as _take_over_living does."""
         for file in files:
             try:
-                answer = t.cast(t.Any, self._channel).call('RemoveLeftovers', Run=file.record.run, wait=120) or []
+                answer = self._remove_leftovers(file.record)
             except SojournError as error:
+                if error.code == 'SD-409':
+                    with contextlib.suppress(SojournError):
+                        self.remove()
+                    raise
                 log.warning('%s: what run %s left: %s', self.target.host, file.record.run, error)
                 file.forget()
                 continue
@@ -377,6 +401,20 @@ class Session:
                 file.forget()  # it lives, though it did not answer: its lease will end it
             else:
                 file.remove()
+
+    def _remove_leftovers(self, record: session_file.Record) -> list[dict[str, t.Any]]:
+        """Of an earlier run. A guard of its that waits for an installation is waited for; on Windows the way in does not show it."""
+        deadline = time.monotonic() + self.target.reconnect_timeout
+        pause, longest = RECONNECT_PAUSES
+        while True:
+            answer = t.cast(t.Any, self._channel).call('RemoveLeftovers', Run=record.run, wait=120) or []
+            if record.peer is None or not any(item.get('state') == 'live' for item in answer):
+                return answer
+            if time.monotonic() > deadline:
+                raise self._error('SD-409', 'taking over the agent', run=record.run)
+            if self._ended.wait(pause):
+                raise self._error('SD-503', 'taking over the agent', detail='the run has ended')
+            pause = min(2 * pause, longest)
 
     # Losing the agent
 
@@ -409,13 +447,18 @@ class Session:
         """Whether the target can be reached and has no agent of this session; False also where that cannot be told."""
         if self._refused:
             return False
-        way_in = make_way_in(self._proven or self.target, self.run)
         try:
-            way_in.connect()
-            return not any(item.run == self.run and item.live for item in way_in.find())
+            return not self._lives(self.run)
         except SojournError as error:
             self._refused = error.code.startswith('SD-3')
             return False
+
+    def _lives(self, run: str) -> bool:
+        """Whether the way in shows a run's agent, or its guard, at work on the target. Raises SojournError where the target can't be asked."""
+        way_in = make_way_in(self._proven or self.target, run)
+        try:
+            way_in.connect()
+            return any(item.run == run and item.live for item in way_in.find())
         finally:
             way_in.release()
 

@@ -133,29 +133,41 @@ class Attempt:
         self.target = target
         self.folder = folder
         self.process: subprocess.Popen[bytes] | None = None
-        self._runner = False
+        self._wrapped = False
         self._runs_playbook = 0
         self._record = folder / "results.jsonl"
         self._output = folder / "output"
 
     def begin(self, tasks: list[dict[str, Any]], *words: str, environment: dict[str, str] | None = None, runner: bool = False, full_disk: bool = False,
-              **keywords: Any) -> Attempt:
-        """Starts ansible-playbook with these tasks; by ansible-runner, or with no room for its private files, if asked for."""
+              container: bool = False, **keywords: Any) -> Attempt:
+        """Starts ansible-playbook with these tasks; by ansible-runner, with no room for its private files, or as the first process of a
+
+        container's processes, which end with it, if asked for.
+        """
         play = self.folder / "play.yml"
         play.write_text(yaml.safe_dump([{"hosts": self.target.name, "gather_facts": False, "tasks": tasks, **keywords}], sort_keys=False))
-        self._record.unlink(missing_ok=True)
         command = ["ansible-playbook", str(play), *words]
         if full_disk:
             command = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _FULL_DISK, "sh", *command]
+        if container:
+            command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
         if runner:
             command = [sys.executable, str(Path(__file__).with_name("run_by_runner.py")), str(self.folder / "runner"), str(play)]
-        self._runner = runner
+        return self._start(command, environment, wrapped=runner or container)
+
+    def play(self, playbook: str, *words: str, environment: dict[str, str] | None = None) -> Attempt:
+        """Starts one of the collection's playbooks."""
+        return self._start(["ansible-playbook", playbook, "--limit", self.target.name, *words], environment)
+
+    def _start(self, command: list[str], environment: dict[str, str] | None, *, wrapped: bool = False) -> Attempt:
+        self._wrapped = wrapped
+        self._record.unlink(missing_ok=True)
         self.process = self.controller.start(*command, output=self._output, environment=self.environment | (environment or {}))
         return self
 
-    def gate(self) -> Gate:
+    def gate(self, name: str = "gate") -> Gate:
         """See there."""
-        return Gate(self.folder / "gate")
+        return Gate(self.folder / name)
 
     def pause(self, seconds: float) -> None:
         """Lets time pass, where time itself is the fault; a run that ends meanwhile is left to its end."""
@@ -179,7 +191,7 @@ class Attempt:
     def pid(self) -> int:
         """Of ansible-playbook."""
         assert self.process is not None
-        if not self._runner:
+        if not self._wrapped:
             return self.process.pid
         for child in Process(self.process.pid, 0).children():
             with contextlib.suppress(OSError):
@@ -308,13 +320,18 @@ class Attempt:
 
         wait_for(what, seen, seconds, first=0.02)
 
-    def wait_task(self, count: int = 1) -> None:
+    def wait_task(self, count: int = 1, seconds: float = 60) -> None:
         """Until so many tasks have ended, the one that puts the agent there first."""
-        self.wait(f"the end of task {count}", lambda: len(self.results) >= count)
+        self.wait(f"the end of task {count}", lambda: len(self.results) >= count, seconds)
+
+    @property
+    def broker_log(self) -> str:
+        """What its broker has written so far."""
+        return (self.broker_folder / "broker.log").read_text()
 
     def deployments(self) -> int:
         """How often the broker has put an agent on the target."""
-        return (self.broker_folder / "broker.log").read_text().count(" on port ")
+        return self.broker_log.count(" put there, on port ")
 
     def wait_installing(self) -> None:
         """Until the installer has begun."""

@@ -19,7 +19,21 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Controller, kill
-from tests.integration.faults import AGENT, BEGUN, FINISHED, INSTALLING, LEASE, PHASES, WITHIN, Attempt, Watch, forget_marks, marked, package
+from tests.integration.faults import (
+    AGENT,
+    BEGUN,
+    FINISHED,
+    INSTALLING,
+    LEASE,
+    PHASES,
+    WITHIN,
+    Attempt,
+    Watch,
+    forget_marks,
+    list_agent_folders,
+    marked,
+    package,
+)
 from tests.lab.waiting import wait_for
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
@@ -45,13 +59,19 @@ class Row:
             self.attempt.wait_over(self.since + WITHIN + more)
         self.said = f"clean after {seconds:.1f} s{note}"
 
-    def clean_up_by_playbook(self) -> list[dict[str, Any]]:
+    def tell_next_run(self) -> None:
+        """Nobody could be told what became of the packages: the next run is."""
+        self.attempt.begin([{"ansible.builtin.meta": "noop"}])
+        assert self.attempt.end() == 0 and "AN EARLIER RUN WAS CUT OFF" in self.attempt.output, self.attempt.output
+
+    def clean_up_by_playbook(self, *words: str, environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
         """What the user does where it could not be promised; what was found."""
         attempt = Attempt(self.attempt.controller, self.attempt.target, self.attempt.folder)
-        attempt.begin([{"sojourn.deploy.cleanup": {}}])
+        attempt.play("sojourn.deploy.cleanup", *words, environment=environment)
         assert attempt.end() == 0, attempt.output
         attempt.wait_over(time.monotonic() + WITHIN)
-        return attempt.results[-1]["result"]["leftovers"]
+        (found,) = [entry["result"]["leftovers"] for entry in attempt.results if "leftovers" in entry["result"]]
+        return found
 
 
 @pytest.fixture
@@ -100,12 +120,16 @@ def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, n
     assert marked(target, BEGUN) == marked(target, FINISHED) == installed, "an installation that begins finishes"
     assert not marked(target, "second-begun"), "what has not begun is dropped"
     if name == "SIGKILL":
-        return
+        if phase not in ("copying", "installing"):
+            return
+        row.tell_next_run()
+    elif phase == "installing":
+        assert "waiting until the installation of" in attempt.output, attempt.output
     if phase == "installing":
-        assert "waiting until the installation of" in attempt.output and ": installed (exit code 0: installed)" in attempt.output, attempt.output
+        assert ": installed (exit code 0: installed)" in attempt.output, attempt.output
     if phase != "cleaning":
         assert attempt.output.count(": dropped (the run was cut off before it began)") == (1 if installed else 2), attempt.output
-    if phase not in ("connecting", "uploading", "starting"):
+    if name != "SIGKILL" and phase not in ("connecting", "uploading", "starting"):
         assert f"{target.name}: removed service sojourn-" in attempt.output, attempt.output
 
 
@@ -133,9 +157,32 @@ def test_ansible_runner_cancels(attempt: Attempt, target: Any, row: Row, state_h
         assert attempt.end() == 0 and attempt.runner_status == "canceled", attempt.output
     row.clean()
     assert marked(target, FINISHED)
-    attempt.begin([{"ansible.builtin.meta": "noop"}])
-    assert attempt.end() == 0
-    assert "AN EARLIER RUN WAS CUT OFF" in attempt.output and ": installed (exit code 0: installed)" in attempt.output, attempt.output
+    row.tell_next_run()
+    assert ": installed (exit code 0: installed)" in attempt.output, attempt.output
+
+
+def test_a_container_is_killed(attempt: Attempt, target: Any, row: Row) -> None:
+    """Everything on the controller ends at once: the target does it."""
+    with attempt.caught("installing", container=True):
+        row.fault()
+        attempt.kill()
+    row.clean(INSTALLING, over=False)
+    assert marked(target, FINISHED)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_container_ends_with_its_run(attempt: Attempt, target: Any, row: Row, interrupted: bool) -> None:
+    """Where all processes end with the first one, the run itself waits for the clean-up: no lease ends for ten minutes."""
+    with attempt.caught("installing", [{"sojourn.deploy.packages": {"packages": [package(target, attempt.folder, seconds=2)]}}], container=True,
+                        environment={"SOJOURN_LEASE_SECONDS": "600"}):
+        if interrupted:
+            os.kill(attempt.pid, signal.SIGINT)
+        code = attempt.end()
+        row.fault()
+    assert code == (99 if interrupted else 0) and ": removed service sojourn-" in attempt.output, attempt.output
+    assert not list_agent_folders(target)
+    row.clean(over=False)
+    assert marked(target, FINISHED)
 
 
 # The broker
@@ -315,18 +362,22 @@ def test_the_target_restarts(attempt: Attempt, target: Any, row: Row, phase: str
 @pytest.mark.parametrize("how", ["reboot", "power cut"])
 def test_the_target_restarts_between_two_tasks(attempt: Attempt, target: Any, row: Row, how: str) -> None:
     """The run goes on: on Windows with the same agent, which starts with the system, on Linux with a new one."""
-    gate = attempt.gate()
-    attempt.begin([AGENT | {"name": "before"}, gate.task, {"name": "meanwhile", "ansible.builtin.raw": "echo there"}, AGENT | {"name": "after"}])
+    gate, last = attempt.gate(), attempt.gate("last")
+    attempt.begin([AGENT | {"name": "before"}, gate.task, {"name": "meanwhile", "ansible.builtin.raw": "echo there"}, AGENT | {"name": "after"}, last.task])
     attempt.wait_task()
     row.fault()
     settle_disk(target, how)
     target.reboot() if how == "reboot" else target.cut()
     gate.open()
-    assert attempt.end(180) == 0, attempt.output
+    attempt.wait_task(4, 180)
+    deployments = attempt.deployments()
+    last.open()
+    assert attempt.end() == 0, attempt.output
     found = {entry["task"]: entry["result"] for entry in attempt.results}
     before, after = found["before"]["info"], found["after"]["info"]
     assert found["meanwhile"]["stdout"].strip() == "there"
     assert before["boot_id"] != after["boot_id"] and before["service_name"] == after["service_name"]
+    assert deployments == (1 if target.kind == "windows" else 2)
     row.clean(31 if how == "power cut" else 0)
 
 
@@ -378,8 +429,9 @@ def test_the_disk_fills_up_while_it_installs(attempt: Attempt, target: Any, row:
         row.fault()
         with target.fill_disk(0, **({"at": "/tmp"} if target.kind == "linux" else {})):
             attempt.pause(1)
-            attempt.end()
+            code = attempt.end()
             attempt.wait_over(time.monotonic() + WITHIN)
+    assert code == 0 and "installed: " in attempt.output and marked(target, FINISHED), attempt.output
     row.clean()
 
 
@@ -489,7 +541,7 @@ def test_the_clock_jumps(attempt: Attempt, target: Any, row: Row, days: int) -> 
         attempt.pause(LEASE * 1.5)
         gate.open()
         attempt.wait("the task after it", lambda: len(attempt.results) == 3)
-        assert attempt.agents() == known, "the agent is the same"
+        assert known and attempt.agents() == known, "the agent is the same"
         broker = attempt.broker_pid
         kill(attempt.pid)
         kill(broker)
@@ -563,6 +615,79 @@ def test_the_next_run_takes_the_installation_up(attempt: Attempt, target: Any, r
     assert result["stdout"].split("\n")[:2] == ["it begins", "it has finished"], result
     assert f"sojourn-{first}" in attempt.output, "the agent was the same"
     row.clean(12)
+
+
+def test_the_next_run_takes_the_result_that_waits(attempt: Attempt, target: Any, row: Row) -> None:
+    """The installation has ended when the next run comes, and nobody has taken its result."""
+    tasks = [{"name": "install", "sojourn.deploy.install": package(target, attempt.folder, seconds=2)}]
+    with attempt.caught("installing", tasks, environment={"SOJOURN_LEASE_SECONDS": "60"}):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+    first = attempt.run
+    wait_for("the installer's end", lambda: marked(target, FINISHED), 30)
+    attempt.begin(tasks)
+    assert attempt.end() == 0, attempt.output
+    result = attempt.results[-1]["result"]
+    assert result["taken_up"] and (result["state"], result["exit_code"], result["bytes_sent"]) == ("installed", 0, 0), result
+    assert result["stdout"].split("\n")[:2] == ["it begins", "it has finished"] and f"sojourn-{first}" in attempt.output, result
+    row.clean()
+
+
+def test_the_next_run_insists_on_an_agent_that_lives(attempt: Attempt, target: Any, row: Row) -> None:
+    """It does not answer at first: nothing is begun beside it."""
+    tasks = [{"name": "install", "sojourn.deploy.install": package(target, attempt.folder, seconds=20)}]
+    with attempt.caught("installing", tasks):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+    with target.cut_off(62286):
+        attempt.begin(tasks)
+        attempt.wait("the agent called in vain", lambda: "does not answer" in attempt.broker_log)
+    assert attempt.end() == 0, attempt.output
+    result = attempt.results[-1]["result"]
+    assert result["taken_up"] and (result["state"], result["bytes_sent"]) == ("installed", 0), result
+    row.clean(20)
+
+
+def test_the_next_run_waits_for_the_guard_of_an_agent_that_was_killed(attempt: Attempt, target: Any, row: Row) -> None:
+    """The installation goes on without its agent: the next run begins nothing beside it, and finds it complete."""
+    tasks = [{"name": "install", "sojourn.deploy.install": package(target, attempt.folder)}]
+    with attempt.caught("installing", tasks):
+        row.fault()
+        broker = attempt.broker_pid
+        kill(attempt.pid)
+        kill(broker)
+        attempt.end()
+        attempt.kill_agent()
+    attempt.begin(tasks)
+    assert attempt.end() == 0, attempt.output
+    result = attempt.results[-1]["result"]
+    assert (result["state"], result["changed"]) == ("present", False) and marked(target, FINISHED), result
+    row.clean(INSTALLING)
+
+
+def test_a_clean_up_is_forced(attempt: Attempt, target: Any, row: Row) -> None:
+    """What lives goes where its run is named and the user insists; what lives beside it stays."""
+    attempt.begin([AGENT, attempt.gate().task], environment={"SOJOURN_LEASE_SECONDS": "600"})
+    attempt.wait_task()
+    run = attempt.run
+    broker = attempt.broker_pid
+    kill(attempt.pid)
+    kill(broker)
+    attempt.end()
+    # Another home: with this one the session would be taken over, and ended in good order.
+    other = {"XDG_STATE_HOME": str(attempt.folder / "other")}
+    found = row.clean_up_by_playbook("-e", f"cleanup_run={run}", environment=other)
+    assert {leftover["state"] for leftover in found} == {"live"}, found
+    row.fault()
+    found = row.clean_up_by_playbook("-e", f"cleanup_run={run}", "-e", "cleanup_force=true", environment=other)
+    assert {leftover["state"] for leftover in found} == {"removed"} and "folder" in {leftover["kind"] for leftover in found}, found
+    row.clean(over=False)
 
 
 def test_another_user_does_not_take_it_up(attempt: Attempt, target: Any, row: Row, tmp_path: Path) -> None:

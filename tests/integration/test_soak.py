@@ -374,7 +374,7 @@ def soaked(controller: Controller, target: Any, tmp_path: Path, state_home: Path
 
 
 @pytest.mark.parametrize("target", [pytest.param(kind, marks=pytest.mark.xdist_group(f"soak {kind}")) for kind in ("linux", "windows")], indirect=True)
-def test_soak(soaked: Soak, target: Any, say: Callable[[str], None]) -> None:
+def test_soak(soaked: Soak, target: Any, say: Callable[[str], None], give_way: Callable[[], None]) -> None:
     seed = f"{SEED} {target.kind}"
     say(f"soak of {target.kind}, seed {SEED}")
     print(f"\nsoak of {target.kind}, seed {SEED}")
@@ -382,6 +382,7 @@ def test_soak(soaked: Soak, target: Any, say: Callable[[str], None]) -> None:
     cycle = None
     try:
         for cycle in soak.plan(seed, CYCLES):
+            give_way()
             soaked.cycle(cycle)
             if cycle.number % WHOLE_LOOK == 0 or cycle.number in (WARM_UP, CYCLES):
                 soaked.whole_look()

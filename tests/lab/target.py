@@ -186,9 +186,9 @@ class Target(ABC):
 
     # Faults. Each context manager undoes what it did, however it ends; on a target that was restarted meanwhile there may be nothing left to undo
 
-    def cut_off(self) -> AbstractContextManager[None]:
-        """Lose whatever is sent between the controller and this target."""
-        return wire.cut_off(self)
+    def cut_off(self, port: int | None = None) -> AbstractContextManager[None]:
+        """Lose whatever is sent between the controller and this target, or one TCP port of it."""
+        return wire.cut_off(self, port)
 
     def slow(self, rate: str) -> AbstractContextManager[None]:
         """Have the controller send at most so much to this target: "2mbit", "500kbps" (bytes)."""

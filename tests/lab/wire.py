@@ -49,15 +49,16 @@ def _rules(target: Target, purpose: str, chains: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cut_off(target: Target) -> Iterator[None]:
-    """Lose whatever is sent between the controller and a target."""
+def cut_off(target: Target, port: int | None = None) -> Iterator[None]:
+    """Lose whatever is sent between the controller and a target, or one TCP port of it."""
     mac = target.addresses.mac
     chains = ""
-    for hook, end in (("ingress", "saddr"), ("egress", "daddr")):
+    for hook, end, port_end in (("ingress", "saddr", "sport"), ("egress", "daddr", "dport")):
+        what = "meta protocol { ip, ip6 }" if port is None else f"tcp {port_end} {port}"
         chains += f"""chain {hook} {{
             type filter hook {hook} device {HOST_INTERFACE} priority 0;
             ether {end} {mac} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
-            ether {end} {mac} meta protocol {{ ip, ip6 }} drop
+            ether {end} {mac} {what} drop
         }}\n"""
     with _rules(target, "cut", chains):
         yield

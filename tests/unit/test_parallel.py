@@ -16,7 +16,7 @@ CONFTEST = """\
 import sys
 sys.path.append({checkout!r})
 from tests import parallel
-from tests.parallel import say
+from tests.parallel import give_way, say
 
 def pytest_configure(config):
     parallel.install(config)
@@ -41,6 +41,18 @@ def test_ordinary(number):
 def test_together(number):
     note("together", 0.02)
 
+@pytest.mark.xdist_group("long")
+def test_long(give_way):
+    count = lambda: Path("notes").read_text().count("alone ends")
+    note("long", 0)
+    before = count()
+    for _ in range(100):
+        give_way()
+        if count() > before:
+            note("interrupted", 0)
+            break
+        time.sleep(0.02)
+
 @pytest.mark.alone
 @pytest.mark.parametrize("number", range(2))
 def test_alone(number, say):
@@ -64,13 +76,14 @@ def test_side_by_side(tmp_path: Path, workers: int) -> None:
     (tmp_path / "temporary").mkdir()
     done = subprocess.run([*command, "--numprocesses", str(workers), "."], cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"=+ 19 passed in .* =+$", done.stdout.strip())
+    assert re.search(r"=+ 20 passed in .* =+$", done.stdout.strip())
     assert "said by 0\n" in done.stdout and "said by 1\n" in done.stdout
     assert list((tmp_path / "temporary").glob("sojourn-*")) == []
 
     notes = [line.split() for line in (tmp_path / "notes").read_text().splitlines()]
     assert len({process for name, _, process in notes if name == "together"}) == 1
     assert len({process for *_, process in notes}) == (workers or 1)
+    assert ("interrupted" in {name for name, *_ in notes}) == bool(workers)
     # Between the beginning and the end of one that is alone there is nothing.
     for (name, what, process), following in zip(notes, notes[1:], strict=False):
         if (name, what) == ("alone", "begins"):

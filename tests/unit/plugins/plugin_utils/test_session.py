@@ -569,6 +569,74 @@ def test_what_a_dead_run_left_goes_with_the_next_deployment(host: Host, state_ho
     assert len(list((state_home / "sojourn").iterdir())) == 1  # its own
 
 
+@pytest.fixture
+def dead(host: Host, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """The session of another run, whose broker has died; the next one's pauses are short."""
+    monkeypatch.setattr(session_module, "RECONNECT_PAUSES", (0.01, 0.01))
+    first = make(host)
+    first.deploy()
+    crash(first)
+    return first
+
+
+def after(dead: Session, **options: Any) -> Session:
+    target = Target.make("ssh", "::1", host="web1", **options)
+    return Session(target, "f" * 12, RunCredentials.make("f" * 12), "u", lambda unused: None)
+
+
+def not_at_first(*values: Any) -> Callable[..., Any]:
+    """Raises or gives these values, one a call, and the last again and again."""
+    waiting = list(values)
+
+    def call(**unused: Any) -> Any:
+        value = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    return call
+
+
+def test_an_agent_that_lives_and_does_not_answer_at_first_is_taken_over_when_it_does(host: Host, dead: Session) -> None:
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=True)]
+    gone = SojournError("SD-501", detail="no answer")
+    host.calls["RenewLease"] = not_at_first(gone, gone, gone, 1.0)
+    second = after(dead)
+    assert second.deploy()["taken_over"] and second.run == RUN and host.events.count("place") == 1
+    second.remove()
+
+
+def test_nothing_is_begun_beside_an_agent_that_lives_and_never_answers(host: Host, dead: Session, state_home: Any) -> None:
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=True)]
+    host.calls["RenewLease"] = not_at_first(SojournError("SD-501", detail="no answer"))
+    second = after(dead, reconnect_timeout=0.05)
+    with pytest.raises(SojournError, match=rf"{RUN}.*SD-409"):
+        second.deploy()
+    assert host.events.count("place") == 1 and not second.live
+    host.found = []
+    host.placed = None
+    host.calls["RemoveLeftovers"] = lambda **unused: []
+    assert not second.deploy()["taken_over"], "the session was kept, and is seen to once the agent is gone"
+    second.remove()
+    assert not list((state_home / "sojourn").iterdir())
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_guard_that_only_an_agent_sees_is_waited_for(host: Host, dead: Session, ends: bool) -> None:
+    host.placed = None
+    host.calls["RenewLease"] = not_at_first(SojournError("SD-501", detail="no answer"), 1.0)
+    live, removed = ([{"kind": "process", "name": "x", "state": state}] for state in ("live", "removed"))
+    host.calls["RemoveLeftovers"] = not_at_first(live, live, removed if ends else live)
+    second = after(dead, reconnect_timeout=60 if ends else 0.05)
+    if ends:
+        assert not second.deploy()["taken_over"] and second.live and host.events.count("RemoveLeftovers") == 3
+        second.remove()
+    else:
+        with pytest.raises(SojournError, match="SD-409"):
+            second.deploy()
+        assert not second.live and "Shutdown" in host.events
+
+
 def test_while_an_installation_is_waited_for_a_new_run_may_take_over(host: Host) -> None:
     first = make(host)
     going, done = threading.Event(), threading.Event()
