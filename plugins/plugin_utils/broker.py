@@ -573,7 +573,9 @@ def sweep() -> None:
             if not pid.isdigit() or broker_client.start_time(int(pid)) == start:
                 continue  # a broker may be about to start for it
             # One that was killed while it started has nothing but the lock of who started it; one that failed has left its log to be read.
-            if not _has_broker(folder) and (_alive_names(folder) or _held(os.path.join(folder, 'lock')) is False):
+            # Who holds the lock is starting one, for a run that we may not see: another container's, with which we have the folder in common.
+            starting = _held(os.path.join(folder, 'lock'))
+            if not starting and not _has_broker(folder) and (_alive_names(folder) or starting is False):
                 _remove_folder(folder)
 
 

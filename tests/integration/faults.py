@@ -327,7 +327,8 @@ class Attempt:
     @property
     def broker_log(self) -> str:
         """What its broker has written so far."""
-        return (self.broker_folder / "broker.log").read_text()
+        log = self.broker_folder / "broker.log"
+        return log.read_text() if log.exists() else ""
 
     def deployments(self) -> int:
         """How often the broker has put an agent on the target."""
