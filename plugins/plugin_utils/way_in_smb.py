@@ -111,6 +111,8 @@ class SmbWayIn(WayIn):
         require(exceptions, pypsexec_exceptions)
         self._client = smb_client.Client()
         self._folder_made = False
+        #: What is open until the executable is there.
+        self._placing: list[t.Any] = []
         self._service_made = False
         #: What the agent's file said when its folder was removed; empty: nothing; None: there was no folder.
         self._found: bytes | None = None
@@ -266,7 +268,9 @@ class SmbWayIn(WayIn):
             except exceptions.ObjectNameCollision:
                 raise AlreadyPlaced(self._session_there()) from None
             self._folder_made = True
+            self._placing.append(folder)
             held = self._client.hold_file(SHARE, rf'{self.name}\{SESSION_FILE}', session.encode('ascii'))
+            self._placing.append(held)
         self.step = 'uploading the agent'
         sent = 0
 
@@ -417,6 +421,9 @@ class SmbWayIn(WayIn):
 
     def undo(self) -> None:
         """Stops and deletes the service, deletes the folder: whatever of it this way in made."""
+        for file in reversed(self._placing):  # what we have open ourselves would stay
+            with contextlib.suppress(Exception):
+                file.close()
         if self._folder_made or self._service_made:
             self._remove(self.name, service=self._service_made, folder=True)
             self._folder_made = self._service_made = False
