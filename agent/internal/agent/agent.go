@@ -92,6 +92,7 @@ func Start(s Settings) (*Agent, error) {
 	a.deployment = deploy.New(deploy.Settings{
 		Config: c, Folder: s.Folder, Version: s.Version, Facts: facts, ServiceKind: s.ServiceKind,
 		Port: port, Lease: a.lease, Firewall: walls, RuleOpened: opened,
+		Coming: func(s process.Status) { a.guard.Come(guarded(s)) },
 	})
 	a.witness = &witness{run: c.Run, log: systemlog.New(), restarted: s.Restarted, lease: a.lease}
 	a.server = a.deployment.Server()
@@ -268,10 +269,14 @@ func (a *Agent) attend() {
 func running(all []process.Status) (running []guard.Running) {
 	for _, s := range all {
 		if !s.Ended {
-			running = append(running, guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill})
+			running = append(running, guarded(s))
 		}
 	}
 	return running
+}
+
+func guarded(s process.Status) guard.Running {
+	return guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill}
 }
 
 // recordRefresh is how often the lease's record is compared with the lease.

@@ -47,6 +47,7 @@ type Settings struct {
 	Lease       *lease.Lease
 	Firewall    firewall.Firewall
 	RuleOpened  bool // the controller needed a rule to get in
+	Coming      process.Coming
 }
 
 // Deployment is the service's state: one for the agent's life.
@@ -61,7 +62,7 @@ type Deployment struct {
 func New(s Settings) *Deployment {
 	return &Deployment{
 		Settings:  s,
-		processes: process.NewTable(s.Folder),
+		processes: process.NewTable(s.Folder, s.Coming),
 		files:     files.NewStore(s.Folder),
 		shutdown:  make(chan struct{}, 1),
 	}

@@ -52,6 +52,7 @@ type Running struct {
 // message is one word of the agent's.
 type message struct {
 	Charge  *Charge   `json:"charge,omitempty"`
+	Coming  *Running  `json:"coming,omitempty"` // before it is in the list
 	Running []Running `json:"running"`
 	Done    bool      `json:"done,omitempty"`
 }
@@ -107,6 +108,17 @@ func (g *Guard) There() bool {
 	return g.process != nil
 }
 
+// Come tells the guard of a process that is about to run: should the agent be killed right then, it must not be forgotten.
+func (g *Guard) Come(coming Running) {
+	if !g.There() {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.told = nil // the next list is news even if it is as the last one: then this process has ended
+	_ = json.NewEncoder(g.pipe).Encode(message{Coming: &coming})
+}
+
 // Tell tells the guard what runs now.
 func (g *Guard) Tell(running []Running) {
 	if !g.There() {
@@ -114,10 +126,10 @@ func (g *Guard) Tell(running []Running) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if slices.Equal(running, g.told) {
+	if g.told != nil && slices.Equal(running, g.told) {
 		return
 	}
-	g.told = slices.Clone(running)
+	g.told = append(make([]Running, 0, len(running)), running...)
 	_ = json.NewEncoder(g.pipe).Encode(message{Running: running}) // a guard that is gone cannot be told
 }
 
@@ -153,7 +165,22 @@ type guarding struct {
 // watched is a process that the agent runs, held so that its id is nobody else's.
 type watched struct {
 	Running
-	held *held
+	held   *held // nil: its id was not known
+	coming bool  // it has not been in a list yet
+}
+
+func (w *watched) release() {
+	if w.held != nil {
+		w.held.release()
+	}
+}
+
+// mayRun tells whether one that is not in the list is missing only since the list is older.
+func (w *watched) mayRun() bool {
+	if w.held == nil {
+		return process.MayRun(w.Handle)
+	}
+	return !w.held.ended()
 }
 
 // Run is a guard, until its agent says that all is done, or all is.
@@ -181,20 +208,35 @@ func (g *guarding) listen(from io.Reader) (done bool) {
 		case m.Charge != nil:
 			g.charge = m.Charge
 			g.identity, _ = os.Lstat(m.Charge.Folder)
+		case m.Coming != nil:
+			g.come(*m.Coming)
 		default:
 			g.update(m.Running)
 		}
 	}
 }
 
+// come takes a process to what runs.
+func (g *guarding) come(r Running) {
+	w := &watched{Running: r, coming: true}
+	if r.ProcessID != 0 {
+		if w.held = hold(r.ProcessID); w.held == nil {
+			return
+		}
+	}
+	g.running = append(g.running, w)
+}
+
 // update takes over the list of what runs.
 func (g *guarding) update(running []Running) {
 	var kept []*watched
 	for _, w := range g.running {
-		if slices.Contains(running, w.Running) {
+		listed := slices.ContainsFunc(running, func(r Running) bool { return r.Handle == w.Handle })
+		if slices.Contains(running, w.Running) || w.coming && !listed && w.mayRun() {
+			w.coming = w.coming && !listed
 			kept = append(kept, w)
 		} else {
-			w.held.release()
+			w.release()
 		}
 	}
 	for _, r := range running {
@@ -202,7 +244,7 @@ func (g *guarding) update(running []Running) {
 			continue
 		}
 		if h := hold(r.ProcessID); h != nil {
-			kept = append(kept, &watched{r, h})
+			kept = append(kept, &watched{Running: r, held: h})
 		}
 	}
 	g.running = kept
@@ -270,6 +312,13 @@ func (g *guarding) takeBack() int {
 
 // awaitProcesses lets running installations finish, and ends what is safe to kill.
 func (g *guarding) awaitProcesses(say func(bool, string, ...any)) {
+	g.running = slices.DeleteFunc(g.running, func(w *watched) bool {
+		if w.held == nil {
+			w.ProcessID = process.Leader(w.Handle)
+			w.held = hold(w.ProcessID)
+		}
+		return w.held == nil
+	})
 	for _, w := range g.running {
 		if w.SafeToKill && !w.held.ended() {
 			process.KillTree(w.Handle, w.ProcessID)

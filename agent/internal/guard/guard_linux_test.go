@@ -207,3 +207,47 @@ func TestOldKernels(t *testing.T) {
 		t.Error("it has ended")
 	}
 }
+
+// A list that is older than the announcement does not have the process yet.
+func TestWhatIsAnnouncedIsNotForgotten(t *testing.T) {
+	sleep := func() *exec.Cmd {
+		command := exec.Command("sleep", "60")
+		if err := command.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return command
+	}
+	lasting, short := sleep(), sleep()
+	word := func(handle string, command *exec.Cmd) string {
+		return fmt.Sprintf(`{"coming":{"handle":%q,"process_id":%d,"name":%q,"safe_to_kill":true}}`, handle, command.Process.Pid, handle)
+	}
+	g, _, said, done := begin(t, folderOf(t), word("aa", lasting), word("bb", short), `{"coming":{"handle":"cc","name":"never began"}}`)
+	if err := short.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = short.Wait()
+	g.update(nil)
+	if done || len(g.running) != 1 || g.running[0].Handle != "aa" {
+		t.Error(done, g.running)
+	}
+	if g.takeBack() != 0 || !slices.Contains(*said, "Run 0123456789ab: aa was killed: it was marked as safe to kill.") {
+		t.Errorf("%q", *said)
+	}
+	if err := lasting.Wait(); err == nil {
+		t.Error("it was not killed")
+	}
+}
+
+// Once it has been in a list it has ended when the next one lacks it.
+func TestWhatWasAnnouncedEnds(t *testing.T) {
+	id := os.Getpid()
+	entry := fmt.Sprintf(`{"handle":"aa","process_id":%d,"name":"x","safe_to_kill":false}`, id)
+	g, _, _, _ := begin(t, folderOf(t), `{"coming":`+entry+`}`, `{"running":[`+entry+`]}`)
+	if len(g.running) != 1 {
+		t.Error(g.running)
+	}
+	g.update(nil)
+	if len(g.running) != 0 {
+		t.Error(g.running)
+	}
+}

@@ -68,6 +68,7 @@ type child interface {
 // Table has the processes.
 type Table struct {
 	folder string
+	tell   Coming
 
 	mu      sync.Mutex
 	byID    map[string]*Process
@@ -77,9 +78,16 @@ type Table struct {
 	unread  bool // see SetUnread
 }
 
-// NewTable makes a table whose processes spool into the folder.
-func NewTable(folder string) *Table {
-	return &Table{folder: folder, byID: make(map[string]*Process), coming: make(map[string]chan struct{}), changed: make(chan struct{})}
+// Coming is told of a process before it can have done anything, or where a system knows no such moment, right after. ProcessID is 0
+// where it is not known yet; then Leader will find it.
+type Coming func(Status)
+
+// NewTable makes a table whose processes spool into the folder. Nobody need be told: coming may be nil.
+func NewTable(folder string, coming Coming) *Table {
+	if coming == nil {
+		coming = func(Status) {}
+	}
+	return &Table{folder: folder, tell: coming, byID: make(map[string]*Process), coming: make(map[string]chan struct{}), changed: make(chan struct{})}
 }
 
 // Process is one of them.
@@ -200,7 +208,10 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		}
 	}
 	p.began = time.Now()
-	if p.child, err = start(r, t.folder, p.Handle, files); err != nil {
+	coming := func(id int) {
+		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill})
+	}
+	if p.child, err = start(r, t.folder, p.Handle, files, coming); err != nil {
 		return failed(err)
 	}
 	p.pipes.Add(2)

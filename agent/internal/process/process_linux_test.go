@@ -22,7 +22,7 @@ const long = 20 * time.Second // a deadline that a test meets only when it fails
 
 func run(t *testing.T, r *Request) (*Table, *Process) {
 	t.Helper()
-	table := NewTable(t.TempDir())
+	table := NewTable(t.TempDir(), nil)
 	t.Cleanup(table.End)
 	p, err := table.Start(t.Context(), r)
 	if err != nil {
@@ -281,7 +281,7 @@ func TestNotStarted(t *testing.T) {
 	if err := os.WriteFile(script, []byte("no program"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	table := NewTable(folder)
+	table := NewTable(folder, nil)
 	for name, c := range map[string]struct {
 		code string
 		r    Request
@@ -306,7 +306,7 @@ func TestNotStarted(t *testing.T) {
 }
 
 func TestUnfinishedAndEnd(t *testing.T) {
-	table := NewTable(t.TempDir())
+	table := NewTable(t.TempDir(), nil)
 	keep, err := table.Start(t.Context(), &Request{CommandLine: "read x", KeepInputOpen: true})
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ type tree struct {
 	group   *group // nil: none can be had; then descendants are found by parent and session
 }
 
-func start(r *Request, _, handle string, files [3]*os.File) (child, error) {
+func start(r *Request, _, handle string, files [3]*os.File, coming func(id int)) (child, error) {
 	who := account.Current()
 	if r.User != "" {
 		var err error
@@ -64,6 +64,7 @@ func start(r *Request, _, handle string, files [3]*os.File) (child, error) {
 	t := &tree{group: newGroup(handle)}
 	if t.group != nil {
 		attributes.Sys.UseCgroupFD, attributes.Sys.CgroupFD = true, int(t.group.folder.Fd())
+		coming(0)
 	}
 	t.process, err = os.StartProcess(program, arguments, attributes)
 	if err != nil && t.group != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOEXEC) {
@@ -79,6 +80,9 @@ func start(r *Request, _, handle string, files [3]*os.File) (child, error) {
 			t.group.remove()
 		}
 		return nil, startError(arguments[0], err)
+	}
+	if t.group == nil {
+		coming(t.process.Pid)
 	}
 	return t, nil
 }
@@ -221,6 +225,26 @@ func KillTree(handle string, id int) {
 	for _, one := range append([]int{id}, descendants(id)...) {
 		_ = unix.Kill(one, unix.SIGKILL)
 	}
+}
+
+// Leader gives the process with which a tree began that an agent which is no more has started, by its control group; 0: it has ended.
+func Leader(handle string) int {
+	own := ownGroup()
+	if own == "" {
+		return 0
+	}
+	for _, id := range (&group{path: filepath.Join(own, groupPrefix+handle)}).members() {
+		if session, err := unix.Getsid(id); err == nil && session == id {
+			return id
+		}
+	}
+	return 0
+}
+
+// MayRun tells whether a process may yet begin, or run, whose beginning was announced without its id.
+func MayRun(handle string) bool {
+	_, err := os.Lstat(filepath.Join(ownGroup(), groupPrefix+handle))
+	return err == nil
 }
 
 // descendants finds a session leader's tree in /proc: all that is in its session, and all that descends from those.

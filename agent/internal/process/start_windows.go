@@ -51,7 +51,7 @@ type tree struct {
 	once    sync.Once
 }
 
-func start(r *Request, folder, _ string, files [3]*os.File) (child, error) {
+func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int)) (child, error) {
 	if r.User != "" {
 		return nil, catalogue.New("SD-504", "detail", "User is for Linux targets")
 	}
@@ -140,6 +140,7 @@ func start(r *Request, folder, _ string, files [3]*os.File) (child, error) {
 		windows.CloseHandle(job)
 		return nil, startError(program, err)
 	}
+	coming(int(made.ProcessId))
 	if _, err := windows.ResumeThread(made.Thread); err != nil {
 		_ = windows.TerminateJobObject(job, killedCode)
 		windows.CloseHandle(made.Process)
@@ -233,6 +234,12 @@ func (t *tree) forget() {
 
 // Outlive has nothing to do: what still runs keeps its job until it ends.
 func Outlive() {}
+
+// Leader and MayRun are for processes whose id is not known when they are announced. Here it always is.
+func Leader(string) int { return 0 }
+
+// MayRun: see Leader.
+func MayRun(string) bool { return false }
 
 // KillTree ends the tree of a process that an agent which is no more has started. Its job can be reached no more; its descendants
 // are found by their parents. The caller holds the process, so that its id is nobody else's.
