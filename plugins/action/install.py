@@ -403,29 +403,45 @@ class ActionModule(AgentAction):
 
     def _attend(self, action: t.Callable[[], dict[str, t.Any]], installation: Installation, lines: Lines) -> dict[str, t.Any]:
         """Runs the installer, whatever becomes of the broker meanwhile; and tells, where the agent was lost, what is known."""
+        begin = action
+
+        def follow() -> dict[str, t.Any]:
+            return self.agent.follow(installation, on_output=lines.feed)
+
         for last in (False, False, True):
             try:
                 return action()
             except SojournError as error:
                 if error.code in ('SD-502', 'SD-503', 'SD-705'):
-                    if not last and self._there_still(installation):
-                        def action() -> dict[str, t.Any]:
-                            return self.agent.follow(installation, on_output=lines.feed)
-                        continue
-                    raise self._lost(error) from None
-                # The broker was killed; a new one takes its session over. The installer is named, so that it is not begun again.
+                    there = None if last else self._there_still(installation)
+                    if there is None:
+                        raise self._lost(error, 'the agent on the target was ended meanwhile') from None
+                    action = follow if there else begin
+                    continue
                 if last or error.code != 'SD-902' or not error.fields.get('detail', '').startswith(BROKE_OFF):
                     raise
+                # The broker was killed. A new one takes its session over; the installer is named, so that its agent does not begin it again.
+                if not self._taken_over():
+                    raise self._lost(error, 'the broker on the controller was ended meanwhile, and its session was lost') from None
         raise AssertionError  # not reached
 
-    def _there_still(self, installation: Installation) -> bool:
-        """Whether the agent answers again, and has the installation: only the network was gone."""
+    def _there_still(self, installation: Installation) -> bool | None:
+        """Whether the agent has the installation, where it answers again and is the same: only the network was gone. None where it is not."""
         try:
-            return any(execution['handle'] == installation.handle for execution in self.agent.executions())
+            there = any(execution['handle'] == installation.handle for execution in self.agent.executions())
+            now = self.agent.deploy()['info']
+        except SojournError:
+            return None
+        same = all(now.get(name) == self.info.get(name) for name in ('run', 'boot_id', 'process_id'))
+        return there if same else None
+
+    def _taken_over(self) -> bool:
+        try:
+            return bool(self.agent.deploy()['taken_over'])
         except SojournError:
             return False
 
-    def _lost(self, error: SojournError) -> SojournError:
+    def _lost(self, error: SojournError, how: str) -> SojournError:
         """The agent went away while the installer ran: where the target is there again, that is a failed package, not an unreachable host."""
         try:
             now = self.agent.deploy()['info']
@@ -435,7 +451,7 @@ class ActionModule(AgentAction):
             after = self._installed()
             self.result['version_after'] = after.version if after else None
         self.may_run = now.get('boot_id') == self.info.get('boot_id')
-        detail = 'the target restarted meanwhile' if now.get('boot_id') != self.info.get('boot_id') else 'the agent on the target was ended meanwhile'
+        detail = 'the target restarted meanwhile' if now.get('boot_id') != self.info.get('boot_id') else how
         return SojournError('SD-712', step='installing', package=self.label, detail=detail)
 
     def _judge(self, before: _Look, outcome: return_codes.Outcome, timed_out: bool) -> None:

@@ -63,10 +63,7 @@ class CallbackModule(CallbackBase):
 
         def terminated(number: int, frame: t.Any) -> None:
             if os.getpid() == self._run:
-                # First the workers: one that goes on would take the end of the broker for its death, and start another.
-                for worker in multiprocessing.active_children():
-                    with contextlib.suppress(OSError):
-                        os.kill(worker.pid or 0, signal.SIGTERM)
+                self._end_workers()
                 self._end()
             # ansible-core's own handler ends the workers, where it has one; a worker that inherited this one just ends.
             if callable(before) and os.getpid() == self._run:
@@ -84,10 +81,17 @@ class CallbackModule(CallbackBase):
     def _at_exit(self) -> None:
         """Any other end; not that of a worker, which has this handler too."""
         if os.getpid() == self._run and not self._ended:
+            self._end_workers()
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             with contextlib.suppress(KeyboardInterrupt):
                 self._end()
+
+    def _end_workers(self) -> None:
+        """Before the run's own end: one that goes on would take the end of the broker for its death, and start another."""
+        for worker in multiprocessing.active_children():
+            with contextlib.suppress(OSError):
+                os.kill(worker.pid or 0, signal.SIGTERM)
 
     def _end(self) -> None:
         if self._ended:

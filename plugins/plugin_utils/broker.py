@@ -110,7 +110,9 @@ class Broker:
         self._credentials: t.Any = None
         self.ledger = Ledger()
         self._ending = threading.Event()
-        #: Who waits for the run's end to be over, and hears what happens.
+        #: Whether somebody has listened to the run's end until it was over.
+        self._heard = False
+        #: Who waits for that, and hears what happens.
         self._waiting: dict[threading.Thread, queue.SimpleQueue[dict[str, t.Any] | None]] = {}
         self._alive: int | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -273,7 +275,12 @@ class Broker:
         with self._lock:
             self._waiting[threading.current_thread()] = events
         self.request_end()
-        yield from iter(events.get, None)
+        try:
+            yield from iter(events.get, None)
+            self._heard = True
+        finally:  # also where who listens has gone
+            with self._lock:
+                del self._waiting[threading.current_thread()]
 
     def _tell(self, event: str, **fields: t.Any) -> None:
         log.info('%s %s', event, fields)
@@ -281,10 +288,10 @@ class Broker:
             for events in self._waiting.values():
                 events.put({'event': event, **fields})
 
-    def installation_ended(self, key: str | None, end: t.Any) -> None:
-        """For a job whose caller is gone."""
-        row = self.ledger.ended(key, end)
-        if row is not None:
+    def installation_ended(self, key: str | None, end: t.Any, heard: bool) -> None:
+        """An installation's process has ended; ``heard``: its caller is there, and will say what it makes of that, if it comes to it."""
+        row = self.ledger.ended(key, end, final=not heard)
+        if row is not None and not heard:
             self._tell('finished', **row.to_dict())
 
     def end(self) -> bool:
@@ -310,20 +317,29 @@ class Broker:
                 log.exception('%s: cleaning', host)
                 self._tell('failed', host=host, message=f'{type(error).__name__}: {error}')
 
-        threads = [threading.Thread(target=remove, args=(session,), name='cleaning') for session in sessions]
-        for thread in threads:
-            thread.start()
+        threads = []
+        for session in sessions:
+            thread = threading.Thread(target=remove, args=(session,), name='cleaning')
+            try:
+                thread.start()
+            except RuntimeError:  # there can't be so many: then one after the other
+                remove(session)
+            else:
+                threads.append(thread)
         for thread in threads:
             thread.join()
         self._end_orphans()
         if cut_off:
-            self._tell_cut_off()
+            for row in self.ledger.cut_off():
+                self._tell('dropped', **row.to_dict())
         with self._lock:
             waiting = dict(self._waiting)
         for events in waiting.values():
             events.put(None)
         for thread in waiting:
             thread.join(LAST_WORD_SECONDS)
+        if cut_off and not self._heard:
+            self._leave_word()
         return not failed
 
     def _end_orphans(self) -> None:
@@ -336,12 +352,9 @@ class Broker:
             except (SojournError, ValueError) as error:
                 log.warning('the agent of run %s: %s; its lease ends it', file.record.run, error)
 
-    def _tell_cut_off(self) -> None:
-        for row in self.ledger.cut_off():
-            self._tell('dropped', **row.to_dict())
-        if self._waiting:
-            return
-        try:  # nobody is there to be told: the next run tells
+    def _leave_word(self) -> None:
+        """Nobody has listened to the end: the next run tells."""
+        try:
             leave(self.run, self.ledger.rows)
         except (OSError, SojournError) as error:
             log.warning('what became of the packages could not be written down: %s', error)
@@ -488,7 +501,7 @@ def _execute(call: Call) -> t.Any:
     arguments = call.arguments
     key = arguments.get('key')
     job = Job(handle=arguments.get('handle'), finish=bool(arguments.get('finish')), package=arguments.get('package'),
-              on_end=lambda end: call.broker.installation_ended(key, end))
+              on_end=lambda end, heard: call.broker.installation_ended(key, end, heard))
     call.watch(job.leave, job.write, job.cancel)
 
     def emit(stream: str, data: bytes) -> None:

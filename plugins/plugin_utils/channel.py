@@ -347,9 +347,11 @@ class Channel:
             if detail is None:
                 code = 'SD-504' if 'Client' in (fault.code or '') else 'SD-505'
                 raise self._error(code, step, detail=fault.message) from None
-            raise SojournError.from_fault(
+            error = SojournError.from_fault(
                 detail.findtext(f'{{{NAMESPACE}}}Code'), detail.findtext(f'{{{NAMESPACE}}}Sentence'), detail.findtext(f'{{{NAMESPACE}}}Remedy'),
-                host=self.endpoint.host, step=step) from None
+                host=self.endpoint.host, step=step)
+            error.again = error.code == 'SD-503'  # it is ending, and has not begun it
+            raise error from None
         except (zeep_exceptions.Error, ValueError, TypeError, AttributeError, LookupError) as error:
             raise self._error('SD-505', step, detail=error) from None
 
@@ -404,6 +406,10 @@ class Channel:
         while True:
             try:
                 return self._once(operation, dict(arguments), wait)
+            except SojournError as error:
+                # Another agent is there now; the one before it may have carried out what was sent at first.
+                error.again = error.again and (operation != 'Execute' or unsent)
+                raise
             except ConnectionLost as lost:
                 unsent = lost.unsent = unsent and lost.unsent
                 # What is refused was not carried out, so it may be sent again whatever it is; but nothing listens there any more.

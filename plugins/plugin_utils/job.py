@@ -16,11 +16,13 @@ End = dict[str, t.Any] | BaseException
 class Job:
     """A process that runs for a caller, as far as somebody else than the caller's thread deals with it: to kill it, or to feed it.
 
-    With ``finish`` it is an installation: when the caller goes away it is let finish, and ``on_end`` is told what it came to.
+    With ``finish`` it is an installation: when the caller goes away it is let finish. ``on_end`` is told what it came to, and whether
+
+    the caller still was there to hear it.
     """
 
     def __init__(self, *, handle: str | None = None, finish: bool = False, package: str | None = None,
-                 on_end: t.Callable[[End], None] | None = None) -> None:
+                 on_end: t.Callable[[End, bool], None] | None = None) -> None:
         #: The agent's name for it, chosen here so that the order to start it can be sent again.
         self.handle = handle or secrets.token_hex(16)
         self.finish = finish
@@ -78,5 +80,5 @@ class Job:
         """It has ended, or is lost."""
         with self._lock:
             self.finished = True
-        if self.left.is_set() and self._on_end is not None:
-            self._on_end(end)
+        if self._on_end is not None:
+            self._on_end(end, not self.left.is_set())

@@ -34,10 +34,25 @@ class Row:
     msg: str = ''
     #: The meaning of exit codes: {code: [state, meaning]}, as JSON has it.
     codes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    #: State and message that follow from how its process ended, as long as who asked for it has not said what it makes of that.
+    outcome: tuple[str, str] | None = None
 
     def to_dict(self) -> dict[str, str]:
         """For showing."""
         return {'host': self.host, 'package': self.package, 'state': self.state, 'msg': self.msg}
+
+
+def _outcome(row: Row, end: dict[str, t.Any] | BaseException) -> tuple[str, str]:
+    if isinstance(end, BaseException):
+        sentence = end.sentence if isinstance(end, SojournError) else str(end) or type(end).__name__
+        return return_codes.FAILED, f'nobody knows how it ended: {sentence}'
+    if end.get('timed_out'):
+        return return_codes.FAILED, 'it did not end in time, and was killed'
+    code = end.get('exit_code')
+    if code is None:
+        return return_codes.FAILED, 'it was killed'
+    outcome = return_codes.outcome({int(code): return_codes.Outcome(state, meaning) for code, (state, meaning) in row.codes.items()}, code)
+    return outcome.state, f'exit code {code}: {outcome.meaning}'
 
 
 class Ledger:
@@ -57,22 +72,20 @@ class Ledger:
                     setattr(row, name, changes[name])
             return key
 
-    def ended(self, key: str | None, end: dict[str, t.Any] | BaseException) -> Row | None:
-        """An installation that nobody waited for any more has ended, or is lost: what that means. None for one that was not announced."""
+    def ended(self, key: str | None, end: dict[str, t.Any] | BaseException, *, final: bool = True) -> Row | None:
+        """An installation's process has ended, or is lost: what that means. None for one that was not announced.
+
+        Where that is not ``final``, somebody waited for it, and will note what came of it unless the run is cut off before.
+        """
         with self._lock:
             row = self._rows.get(key or '')
             if row is None:
                 return None
-            if isinstance(end, BaseException):
-                sentence = end.sentence if isinstance(end, SojournError) else str(end) or type(end).__name__
-                row.state, row.msg = return_codes.FAILED, f'nobody knows how it ended: {sentence}'
-            elif end.get('timed_out'):
-                row.state, row.msg = return_codes.FAILED, 'it did not end in time, and was killed'
+            outcome = _outcome(row, end)
+            if final:
+                row.state, row.msg = outcome
             else:
-                table = {int(code): return_codes.Outcome(state, meaning) for code, (state, meaning) in row.codes.items()}
-                code = end.get('exit_code')
-                outcome = return_codes.outcome(table, code) if code is not None else return_codes.Outcome(return_codes.FAILED, 'it was killed')
-                row.state, row.msg = outcome.state, f'exit code {code}: {outcome.meaning}' if code is not None else outcome.meaning
+                row.outcome = outcome
             return row
 
     def cut_off(self) -> list[Row]:
@@ -84,7 +97,7 @@ class Ledger:
                     row.state, row.msg = DROPPED, 'the run was cut off before it began'
                     changed.append(row)
                 elif row.state == INSTALLING:
-                    row.state, row.msg = return_codes.FAILED, 'the run was cut off, and nobody knows whether it began, or how it ended'
+                    row.state, row.msg = row.outcome or (return_codes.FAILED, 'the run was cut off, and nobody knows whether it began, or how it ended')
                     changed.append(row)
         return changed
 
@@ -106,8 +119,10 @@ class Ledger:
 def leave(run: str, rows: t.Sequence[Row]) -> None:
     """Writes down what became of a run that was cut off, for ``take``. Raises OSError, SojournError."""
     path = os.path.join(session_file.private_folder(), f'{_FILE}{run}.json')
-    with open(path, 'w', encoding='utf-8', opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    aside = os.path.join(os.path.dirname(path), f'.{os.path.basename(path)}')  # whoever sees it sees all of it
+    with open(aside, 'w', encoding='utf-8', opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         json.dump({'time': time.time(), 'rows': [row.to_dict() for row in rows]}, file)
+    os.replace(aside, path)
 
 
 def take() -> list[dict[str, t.Any]]:
@@ -122,6 +137,5 @@ def take() -> list[dict[str, t.Any]]:
             with contextlib.suppress(OSError, ValueError), open(path, encoding='utf-8') as file:
                 if os.fstat(file.fileno()).st_uid == os.geteuid():
                     found.append(json.load(file))
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+                    os.unlink(path)
     return sorted(found, key=lambda entry: entry.get('time', 0))

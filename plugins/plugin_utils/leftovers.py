@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import typing as t
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import session_file
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Found, WayIn
 
@@ -50,9 +51,11 @@ def _remove(session: Session, way_in: t.Callable[[], WayIn], found: list[Found],
     """By an agent, which sees more than the way in does, the leases for one; with ``check`` it only tells."""
     there = session.live
     try:
-        session.deploy()
+        session.deploy(take_over=False)  # what is to be judged must not be made this run's own
         try:
             answer = session.call('RemoveLeftovers', Run=run, DryRun=check or None, Force=force or None, wait=120)
+            if not check:
+                _forget(session, answer or [])
             return [{name: item.get(name) for name in ('kind', 'name', 'run', 'state', 'detail')} for item in answer or []]
         finally:
             if not there:
@@ -62,6 +65,13 @@ def _remove(session: Session, way_in: t.Callable[[], WayIn], found: list[Found],
         if check:
             return [_leftover(item, 'live' if item.live and not force else 'removed', None) for item in found]
         return _remove_by_way_in(way_in(), found, force, error)
+
+
+def _forget(session: Session, answer: list[Leftover]) -> None:
+    """Runs of which nothing is left have no session any more."""
+    left = {item.get('run') for item in answer if item.get('state') != 'removed'}
+    for run in {item.get('run') for item in answer} - left:
+        session_file.remove_run(session.target, str(run))
 
 
 def _remove_by_way_in(way_in: WayIn, found: list[Found], force: bool, cause: SojournError) -> list[Leftover]:

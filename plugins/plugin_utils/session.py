@@ -124,8 +124,8 @@ class Session:
             return other.live
         return self._channel is not None and not self._lost
 
-    def deploy(self, target: Target | None = None) -> dict[str, t.Any]:
-        """See ``Agent.deploy``. Many callers: one deploys, the others wait for it."""
+    def deploy(self, target: Target | None = None, *, take_over: bool = True) -> dict[str, t.Any]:
+        """See ``Agent.deploy``. Many callers: one deploys, the others wait for it. ``take_over``: whether an earlier run's agent will do."""
         with self._lock:
             if target is not None:
                 self.target = target  # the newest secrets
@@ -138,7 +138,7 @@ class Session:
                 raise self._error('SD-503', 'deploying the agent', detail='the run has ended')
             if self._channel is not None:
                 self._deploy_again()
-            elif not self._take_over():
+            elif not (take_over and self._take_over()):
                 self._deploy_once()
             if self._other is not None:
                 return {**self._other.deploy(), 'changed': False}
@@ -343,8 +343,6 @@ class Session:
         While it, or the guard of one that was killed, is there, it may be installing: nothing must be begun beside it. Raises SojournError.
         """
         record = file.record
-        if record.peer is None:
-            return False  # nobody has ever asked it for anything
         deadline = time.monotonic() + self.target.reconnect_timeout
         pause, longest = RECONNECT_PAUSES
         while self._lives(record.run):
@@ -379,7 +377,9 @@ class Session:
         with contextlib.suppress(OSError, SojournError):
             file = file.rewrite(owner=self._owner)
         self._taken_over = True
-        self._established(channel, info, None, file)
+        # By this it is known again if it starts anew with the target.
+        ready = Ready(record.run, int(info.get('process_id') or 0), int(record.peer.sockaddr[1]), record.fingerprint, '', str(info.get('boot_id') or ''))
+        self._established(channel, info, ready, file)
         return True
 
     def _remove_dead(self, files: list[session_file.SessionFile]) -> None:
@@ -389,8 +389,9 @@ class Session:
                 answer = self._remove_leftovers(file.record)
             except SojournError as error:
                 if error.code == 'SD-409':
-                    with contextlib.suppress(SojournError):
-                        self.remove()
+                    if not self._taken_over:  # one that was may have a result that waits
+                        with contextlib.suppress(SojournError):
+                            self.remove()
                     raise
                 log.warning('%s: what run %s left: %s', self.target.host, file.record.run, error)
                 file.forget()
@@ -408,7 +409,7 @@ class Session:
         pause, longest = RECONNECT_PAUSES
         while True:
             answer = t.cast(t.Any, self._channel).call('RemoveLeftovers', Run=record.run, wait=120) or []
-            if record.peer is None or not any(item.get('state') == 'live' for item in answer):
+            if not any(item.get('state') == 'live' for item in answer):
                 return answer
             if time.monotonic() > deadline:
                 raise self._error('SD-409', 'taking over the agent', run=record.run)

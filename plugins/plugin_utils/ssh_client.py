@@ -16,6 +16,7 @@ import hmac
 import os
 import select
 import socket
+import threading
 import time
 import typing as t
 
@@ -26,6 +27,8 @@ ssh_exception = library('paramiko.ssh_exception')
 
 #: Seconds that a host may take for any one step of the protocol.
 ANSWER_SECONDS = 30.0
+#: Seconds that the other end may take to part.
+PARTING_SECONDS = 5.0
 SYSTEM_KNOWN_HOSTS = ('/etc/ssh/ssh_known_hosts', '/etc/ssh/ssh_known_hosts2')
 USER_KNOWN_HOSTS = ('~/.ssh/known_hosts', '~/.ssh/known_hosts2')
 DEFAULT_KEYS = ('~/.ssh/id_ed25519', '~/.ssh/id_ecdsa', '~/.ssh/id_rsa')
@@ -138,15 +141,28 @@ def remember(path: str, name: str, key: t.Any) -> None:
 
 # The connection
 
+def _drain(connection: socket.socket) -> None:
+    """Reads what still comes. A socket with something unread is closed by a reset, which is sent only once: where the network loses it,
+
+    the target keeps the session for hours. The end of a stream is sent until it has arrived.
+    """
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(PARTING_SECONDS)
+        while connection.recv(65536):
+            pass
+
+
 class Client:
     """One SSH connection. Raises this file's exceptions, paramiko's SSHException, EOFError, OSError."""
 
     def __init__(self) -> None:
         require(paramiko)
         self._transport: t.Any = None
+        self._socket: socket.socket | None = None
 
     def begin(self, connection: socket.socket, timeout: float, known: t.Sequence[KnownKey]) -> t.Any:
         """Exchanges keys; returns the host's key, which the caller has to judge by ``check_host_key`` before it goes on."""
+        self._socket = connection.dup()
         transport = paramiko.Transport(connection)
         self._transport = transport
         transport.banner_timeout = timeout
@@ -227,10 +243,19 @@ class Client:
                 yield f'the key {path}', lambda key=key: transport.auth_publickey(user, key)
 
     def close(self) -> None:
-        """Disconnects; never raises."""
+        """Disconnects; never raises. That the other end hears of it is seen to by a thread of its own."""
+        connection, self._socket = self._socket, None
         if self._transport is not None:
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
             with contextlib.suppress(Exception):
                 self._transport.close()
+        if connection is not None:
+            try:
+                threading.Thread(target=_drain, args=(connection,), name='parting').start()
+            except RuntimeError:  # there are too many
+                connection.close()
 
     # Commands
 

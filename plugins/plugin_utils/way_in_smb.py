@@ -323,15 +323,14 @@ class SmbWayIn(WayIn):
             self._client.write_file(SHARE, rf'{self.name}\config.json', [config.to_json()])
         with self._errors('creating the service', refused='SD-306'):
             manager = self._open_manager(create=True)
-            with self._client.watch(SHARE, self.name) as watch:
-                with manager.create(
-                        self.name, f'Sojourn deployment agent (run {self.run})', rf'"{folder}\agent.exe" serve',
-                        'Installs software for the time of one Ansible run and removes itself when the run ends (sojourn.deploy).') as service:
-                    self._service_made = True
-                    with self._errors('starting the agent'):
-                        self._start_service(manager, service)
-                with self._errors('starting the agent'):
-                    return Ready.from_json(self._wait_ready(manager, watch), run=self.run, host=self.target.host)
+            self._service_made = True  # it may be, even where the answer does not come
+            created = manager.create(
+                self.name, f'Sojourn deployment agent (run {self.run})', rf'"{folder}\agent.exe" serve',
+                'Installs software for the time of one Ansible run and removes itself when the run ends (sojourn.deploy).')
+            with self._client.watch(SHARE, self.name) as watch, self._errors('starting the agent'):
+                with created as service:
+                    self._start_service(manager, service)
+                return Ready.from_json(self._wait_ready(manager, watch), run=self.run, host=self.target.host)
 
     def _start_service(self, manager: smb_client.ServiceManager, service: t.Any) -> None:
         try:

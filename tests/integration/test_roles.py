@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +129,6 @@ def agent_killed(controller: Controller, target: Any) -> str:
     info = controller.agent(target, lease_seconds=3600).deploy()["info"]
     kill(controller.broker_pid)
     controller.forget()
-    shutil.rmtree(Path(os.environ["XDG_STATE_HOME"]) / "sojourn")  # else this user's next run removes it by itself
     controller.new_run()
     # The guard too, which would clean up after it, and before it, which would notice.
     target.exec(["pkill", "-9", "-f", f"sojourn-{info['run']}.agent"])

@@ -174,11 +174,10 @@ func (a *Agent) awaitProcesses(revived func() bool, stop <-chan struct{}) (done 
 	for {
 		all, changed := a.deployment.Processes()
 		a.witness.look(all)
-		running := unfinished(all)
 		if revived != nil && revived() {
 			return false
 		}
-		if running == 0 {
+		if unfinished(all) == 0 && a.deployment.Close() {
 			return true
 		}
 		select {

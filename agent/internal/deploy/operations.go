@@ -111,6 +111,9 @@ func (d *Deployment) Processes() (all []process.Status, changed <-chan struct{})
 // SetUnread says whether the client is gone, so that nothing may wait for it.
 func (d *Deployment) SetUnread(unread bool) { d.processes.SetUnread(unread) }
 
+// Close lets no process begin any more, unless one that must not be interrupted runs, or is about to.
+func (d *Deployment) Close() bool { return d.processes.Close() }
+
 // End ends what may be ended and removes what uploads left half done.
 func (d *Deployment) End() {
 	d.processes.End()

@@ -23,6 +23,9 @@ import (
 // must not make its parent seem to run.
 const grace = 250 * time.Millisecond
 
+// maximumReleased bounds the handles of processes that were released which are remembered.
+const maximumReleased = 4096
+
 // maximumKept bounds the processes that were not released.
 const maximumKept = 500
 
@@ -74,8 +77,11 @@ type Table struct {
 	byID    map[string]*Process
 	coming  map[string]chan struct{} // handles of processes that are being started; closed when that is over
 	changed chan struct{}            // closed when a process has begun or ended, or was released
+	starts  int                      // processes that are being started
 	closed  bool
 	unread  bool // see SetUnread
+
+	released []string // handles, the oldest first: an order that is sent again must not begin them anew
 }
 
 // Coming is told of a process before it can have done anything, or where a system knows no such moment, right after. ProcessID is 0
@@ -124,6 +130,10 @@ func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 			t.mu.Unlock()
 			return p, nil
 		}
+		if slices.Contains(t.released, r.Handle) {
+			t.mu.Unlock()
+			return nil, catalogue.New("SD-705", "handle", r.Handle)
+		}
 		first, ok := t.coming[r.Handle]
 		if !ok {
 			over := make(chan struct{})
@@ -149,12 +159,21 @@ func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 func (t *Table) start(ctx context.Context, r *Request, handle string) (*Process, error) {
 	t.mu.Lock()
 	full, closed := len(t.byID) >= maximumKept, t.closed
+	if !full && !closed {
+		t.starts++
+		defer func() {
+			t.mu.Lock()
+			t.starts--
+			t.announce()
+			t.mu.Unlock()
+		}()
+	}
 	t.mu.Unlock()
 	if full {
 		return nil, catalogue.New("SD-504", "detail", "it has too many processes that were not released")
 	}
 	if closed {
-		return nil, catalogue.New("SD-504", "detail", "the agent is ending")
+		return nil, catalogue.New("SD-503", "detail", "it is ending")
 	}
 	p := &Process{Handle: handle, label: r.Label, program: programOf(r), safeToKill: r.SafeToKill, news: make(chan struct{})}
 	for i := range p.output {
@@ -460,6 +479,10 @@ func (t *Table) Release(p *Process) error {
 	}
 	t.mu.Lock()
 	delete(t.byID, p.Handle)
+	if len(t.released) == maximumReleased {
+		t.released = slices.Delete(t.released, 0, maximumReleased/2)
+	}
+	t.released = append(t.released, p.Handle)
 	t.announce()
 	t.mu.Unlock()
 	p.forget()
@@ -551,6 +574,25 @@ func (t *Table) Unfinished() (changed <-chan struct{}, running int) {
 		p.mu.Unlock()
 	}
 	return t.changed, running
+}
+
+// Close lets no process begin any more, unless one that must not be interrupted runs, or is about to.
+func (t *Table) Close() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.starts > 0 {
+		return false
+	}
+	for _, p := range t.byID {
+		p.mu.Lock()
+		unfinished := !p.ended && !p.safeToKill
+		p.mu.Unlock()
+		if unfinished {
+			return false
+		}
+	}
+	t.closed = true
+	return true
 }
 
 // End kills what is safe to kill, and lets the others be. No process begins any more.

@@ -333,7 +333,7 @@ func TestUnfinishedAndEnd(t *testing.T) {
 	if s := kill.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != 137 {
 		t.Errorf("%+v", s)
 	}
-	wantCode(t, "SD-504", func() error { _, err := table.Start(t.Context(), &Request{CommandLine: "true"}); return err })
+	wantCode(t, "SD-503", func() error { _, err := table.Start(t.Context(), &Request{CommandLine: "true"}); return err })
 }
 
 func TestOutputThatNobodyReadsHoldsNothingUp(t *testing.T) {
@@ -429,5 +429,38 @@ func TestAsAnotherUser(t *testing.T) {
 	got := output(t, p, s)
 	if lines := strings.Split(got[0], "\n"); lines[0] != "nobody" || strings.Contains(" "+lines[1]+" ", " 0 ") || s.ExitCode == 0 {
 		t.Errorf("%+v %q", s, got)
+	}
+}
+
+func TestAHandleThatWasReleasedIsNotStartedAgain(t *testing.T) {
+	table, first := run(t, &Request{Handle: "ab", CommandLine: "exit 3"})
+	first.Await(t.Context(), long, nil)
+	if again, err := table.Start(t.Context(), &Request{Handle: "ab", CommandLine: "exit 4"}); err != nil || again != first {
+		t.Error(again, err)
+	}
+	if err := table.Release(first); err != nil {
+		t.Fatal(err)
+	}
+	var e *catalogue.Error
+	if again, err := table.Start(t.Context(), &Request{Handle: "ab", CommandLine: "exit 4"}); !errors.As(err, &e) || e.Code != "SD-705" {
+		t.Error(again, err)
+	}
+}
+
+func TestCloseIsRefusedWhileSomethingRuns(t *testing.T) {
+	table, p := run(t, &Request{CommandLine: "read x", KeepInputOpen: true})
+	if table.Close() {
+		t.Error("it closed while an installation ran")
+	}
+	if _, err := p.Write(t.Context(), strings.NewReader("\n"), true); err != nil {
+		t.Fatal(err)
+	}
+	p.Await(t.Context(), long, nil)
+	if !table.Close() {
+		t.Error("it did not close")
+	}
+	var e *catalogue.Error
+	if _, err := table.Start(t.Context(), &Request{CommandLine: "true"}); !errors.As(err, &e) || e.Code != "SD-503" {
+		t.Error(err)
 	}
 }

@@ -44,6 +44,8 @@ class FakeAgent:
         self.noted: list[dict[str, Any]] = []
         #: Processes of an earlier run, each with 'handle', 'label' and its 'answer'.
         self.waiting: list[dict[str, Any]] = []
+        self.taken_over = False
+        self.process_id = 7
         #: Errors to raise, by method.
         self.errors: dict[str, Exception] = {}
 
@@ -70,7 +72,7 @@ class FakeAgent:
     def deploy(self) -> dict[str, Any]:
         self._called("deploy")
         changed, self.deployed = not self.deployed, True
-        return {"changed": changed, "info": self.info(), "seconds": {"connect": 0.1}, "taken_over": bool(self.waiting)}
+        return {"changed": changed, "info": self.info(), "seconds": {"connect": 0.1}, "taken_over": self.taken_over or bool(self.waiting)}
 
     def present(self) -> bool:
         return self.deployed
@@ -83,6 +85,7 @@ class FakeAgent:
             "firewall_kind": self.firewall_kind,
             "free_bytes": self.free_bytes,
             "boot_id": self.boot_id,
+            "process_id": self.process_id,
         }
 
     def remove(self) -> dict[str, Any]:

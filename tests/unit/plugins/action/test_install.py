@@ -482,24 +482,42 @@ class TestErrors:
     @pytest.mark.parametrize(("boot_id", "words"), [("another", "the target restarted meanwhile"), ("boot", "the agent on the target was ended meanwhile")])
     def test_lost_and_there_again(self, run, make_agent, script, boot_id: str, words: str) -> None:
         def installer(agent: Any, call: dict[str, Any]) -> int:
-            agent.boot_id = boot_id
+            agent.boot_id, agent.process_id = boot_id, 8
             raise SojournError("SD-503", detail="no answer")
 
         result = run("install", make_agent("linux", installer), src="setup.sh")
         check_shape(result)
         assert not result.get("unreachable") and (result["state"], result["error"]["code"]) == ("failed", "SD-712") and words in result["msg"]
 
-    def test_broker_killed_while_installing(self, run, make_agent, script) -> None:
+    @pytest.mark.parametrize("taken_over", [True, False])
+    def test_broker_killed_while_installing(self, run, make_agent, script, taken_over: bool) -> None:
         tries: list[str] = []
 
         def installer(agent: Any, call: dict[str, Any]) -> int:
             tries.append(call["installation"].handle)
             if len(tries) == 1:
+                agent.taken_over = taken_over
                 raise SojournError("SD-902", step="execute", detail=broker_client.BROKE_OFF, log="x")
             return 0
 
+        result = run("install", make_agent("linux", installer), src="setup.sh")
+        check_shape(result)
+        if taken_over:
+            assert result["state"] == "installed" and len(tries) == 2 and tries[0] == tries[1], "the same process, not a second one"
+        else:
+            assert result["error"]["code"] == "SD-712" and len(tries) == 1, "its session is lost: another agent would begin it beside itself"
+
+    def test_an_order_that_never_arrived_is_given_again(self, run, make_agent, script) -> None:
+        tries: list[str] = []
+
+        def installer(agent: Any, call: dict[str, Any]) -> int:
+            tries.append(call["installation"].handle)
+            if len(tries) == 1:
+                raise SojournError("SD-503", detail="no answer")
+            return 0
+
         assert run("install", make_agent("linux", installer), src="setup.sh")["state"] == "installed"
-        assert len(tries) == 2 and tries[0] == tries[1], "the same process, not a second one"
+        assert len(tries) == 2 and tries[0] == tries[1]
 
     def test_staged_file_that_cannot_be_removed(self, run, make_agent, script) -> None:
         agent = make_agent("linux")

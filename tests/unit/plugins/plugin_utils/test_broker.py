@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker, broker_client, wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker, broker_client, ledger, wire
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Agent
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
@@ -298,6 +298,55 @@ def test_other_users_are_turned_away(run: Run) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(run.folder / "socket")], check=False, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "b''\n", done
     assert "was refused" in (run.folder / "broker.log").read_text()
+
+
+class AtTheEnd:
+    """A session whose end waits for those of all the others."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self.target = Target.make("ssh", "::1", host="web1")
+        self._barrier = barrier
+
+    def end(self, unused_report: Any) -> dict[str, Any]:
+        self._barrier.wait(10)
+        return {"changed": True, "removed": ["it"]}
+
+
+def broker_in(folder: Path) -> broker.Broker:
+    folder.mkdir()
+    return broker.Broker(str(folder), broker.Owner(os.getpid(), broker_client.start_time(os.getpid())))
+
+
+def test_all_targets_are_cleaned_at_once(tmp_path: Path, state_home: Path) -> None:
+    made = broker_in(tmp_path / "b")
+    barrier = threading.Barrier(20)
+    made._sessions = {str(number): AtTheEnd(barrier) for number in range(20)}
+    assert made.end()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_word_is_left_where_nobody_has_listened_to_the_end(tmp_path: Path, state_home: Path, gone: bool) -> None:
+    """Who has gone since, by a second Ctrl-C for one, has not."""
+    made = broker_in(tmp_path / "b")
+    made.ledger.note("web1", None, package="a")
+    events: list[str] = []
+
+    def listen() -> None:
+        for event in made.follow_end():
+            events.append(event["event"])
+            if gone:
+                return
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    while not made._waiting:
+        assert listener.is_alive()
+    if gone:
+        made._tell("waiting", host="web1", package="a")
+        listener.join(5)
+    made.end()
+    listener.join(5)
+    assert bool(ledger.take()) == gone and events == (["waiting"] if gone else ["dropped"])
 
 
 @pytest.mark.parametrize(("files", "stays"), [(["lock", "broker.log"], False), (["alive-1", "lock", "socket", "broker.log"], False), (["broker.log"], True)])

@@ -58,6 +58,18 @@ def test_a_key_of_another_broker_is_a_row_of_its_own() -> None:
     assert [(row.host, row.package, row.state) for row in made.rows] == [("web1", "a", PENDING), ("web2", "b", "installed")]
 
 
+def test_what_its_process_came_to_counts_until_something_is_made_of_it() -> None:
+    """The run may be cut off between the installer's end and the look whether the package is there."""
+    made = Ledger()
+    key = made.note("web1", None, package="a", state=INSTALLING, codes={"0": ["installed", "installed"]})
+    made.ended(key, {"exit_code": 0, "timed_out": False}, final=False)
+    assert made.unfinished and [(row.state, row.msg) for row in made.cut_off()] == [("installed", "exit code 0: installed")]
+    other = made.note("web1", None, package="b", state=INSTALLING, codes={"0": ["installed", "installed"]})
+    made.ended(other, {"exit_code": 0, "timed_out": False}, final=False)
+    made.note("web1", other, state="failed", msg="it is not there")
+    assert not made.cut_off() and made.rows[1].state == "failed"
+
+
 def test_word_is_left_once(state_home: Path) -> None:
     made = Ledger()
     made.note("web1", None, package="a")

@@ -469,7 +469,7 @@ def test_a_caller_that_goes_away_kills(host: Host) -> None:
 def test_an_installation_finishes_without_its_caller(host: Host) -> None:
     session = make(host)
     ends: list[Any] = []
-    job = Job(finish=True, package="tool", on_end=ends.append)
+    job = Job(finish=True, package="tool", on_end=lambda end, heard: ends.append((end, heard)))
     going, done = threading.Event(), threading.Event()
     host.calls["Execute"] = lambda **unused: execution(running=True)
     host.calls["ReadOutput"] = lambda **unused: (going.set(), execution(b"late", running=not done.wait(5), exit_code=3))[1]
@@ -480,7 +480,7 @@ def test_an_installation_finishes_without_its_caller(host: Host) -> None:
         ended = pool.submit(session.end, lambda event, **fields: (told.append((event, fields)), done.set()))
         assert result.result(5)[0]["exit_code"] == 3 and result.result()[1] == []
         assert ended.result(5)["changed"]
-    assert told == [("waiting", {"package": "tool"})] and ends == [{"exit_code": 3, "timed_out": False, "seconds": 1.0}]
+    assert told == [("waiting", {"package": "tool"})] and ends == [({"exit_code": 3, "timed_out": False, "seconds": 1.0}, False)]
     assert "Signal" not in host.events and host.placed is None
     assert host.events.index("Shutdown") > max(number for number, event in enumerate(host.events) if event == "ReadOutput")
 
@@ -619,6 +619,40 @@ def test_nothing_is_begun_beside_an_agent_that_lives_and_never_answers(host: Hos
     assert not second.deploy()["taken_over"], "the session was kept, and is seen to once the agent is gone"
     second.remove()
     assert not list((state_home / "sojourn").iterdir())
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_clean_up_takes_nothing_over(host: Host, dead: Session, state_home: Any, check: bool) -> None:
+    """Its own agent judges the earlier run's: what lives is left, and told; of what is gone the session goes too."""
+    host.placed = None
+    host.found = [Found("folder", f"sojourn-{RUN}", RUN, live=True)]
+    asked: list[dict[str, Any]] = []
+    answers = [[{"kind": "folder", "name": "x", "run": RUN, "state": state}] for state in ("live", "removed")]
+    host.calls["RemoveLeftovers"] = lambda **arguments: (asked.append(arguments), answers.pop(0))[1]
+    second = after(dead)
+    assert [item["state"] for item in second.cleanup(None, False, check)["leftovers"]] == ["live"]
+    assert second.run == "f" * 12 and "RenewLease" not in host.events and asked == [{"Run": None, "DryRun": check or None, "Force": None}]
+    assert [file.name[-17:-5] for file in (state_home / "sojourn").iterdir()] == [RUN]
+    host.placed = None
+    second.cleanup(RUN, True, check)
+    assert [file.name[-17:-5] for file in (state_home / "sojourn").iterdir()] == ([RUN] if check else [])
+
+
+def test_a_session_that_was_taken_over_knows_its_agent_again(host: Host, dead: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows it starts again with the target, with new keys."""
+    second = after(dead)
+    assert second.deploy()["taken_over"]
+    known: list[Ready | None] = []
+    restarted = Ready(RUN, 2, 62286, "cd" * 32, "none", "c")
+    monkeypatch.setattr(FakeWayIn, "find_restarted", lambda unused_self, ready: (known.append(ready), restarted)[1])
+    host.calls["RenewLease"] = not_at_first(SojournError("SD-503", detail="gone"))
+    host.fail_at = "Stat"
+    with pytest.raises(SojournError):
+        second.call("Stat", Path="/")
+    host.fail_at = ""
+    second.deploy()
+    assert known and known[0] is not None and known[0].fingerprint == "ab" * 32 and host.events.count("start") == 1
+    second.remove()
 
 
 @pytest.mark.parametrize("ends", [True, False])

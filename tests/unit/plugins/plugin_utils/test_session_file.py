@@ -83,6 +83,24 @@ def test_others_are_not_taken() -> None:
     own.remove()
 
 
+def test_looking_for_ones_own_takes_nothing_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for a moment: who comes for it right then would find it held."""
+    SessionFile.create(record()).forget()
+    taken: list[str] = []
+    take = SessionFile.take
+    monkeypatch.setattr(SessionFile, "take", lambda path: (taken.append(path), take(path))[1])
+    assert list(session_file.abandoned_by("3-4")) == [] and taken == []
+
+
+def test_a_run_of_which_nothing_is_left_has_no_session() -> None:
+    held = SessionFile.create(record("a" * 12))
+    SessionFile.create(record("b" * 12)).forget()
+    for run in ("a" * 12, "b" * 12, "c" * 12):
+        session_file.remove_run(TARGET, run)
+    assert os.path.exists(held.path) and list(session_file.abandoned(TARGET)) == []
+    held.remove()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"peer": 3}', '{"peer": null}'])
 def test_what_is_no_session_is_passed_over(state_home: Path, text: str) -> None:
     folder = Path(session_file.private_folder())
