@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import re
 import socket
@@ -35,6 +36,8 @@ zeep = library('zeep')
 zeep_exceptions = library('zeep.exceptions')
 
 NAMESPACE = 'urn:sojourn:deploy:1'
+log = logging.getLogger('sojourn.channel')
+
 #: Operations that may be sent again when an answer was lost.
 IDEMPOTENT = frozenset((
     'GetInfo', 'RenewLease', 'ReadOutput', 'Signal', 'Release', 'Stat', 'Remove', 'QueryPackages', 'OpenPort', 'ClosePort', 'ListPorts',
@@ -481,12 +484,14 @@ class Channel:
                 offset = 0
                 continue
             except ConnectionLost as lost:
+                log.info('%s: sending %s broke off: %s', self.endpoint.host, remote_path, lost)
                 status = self.call('Stat', Path=part, User=user, patience=patience)
                 offset = min(int(status['size'] or 0), total) if status['kind'] == 'file' else 0
                 tries = tries + 1 if offset <= best else 0
                 best = max(best, offset)
                 if tries >= TRANSFER_TRIES or time.monotonic() > deadline and tries:
                     raise self.gone('PutFile', lost) from None
+                log.info('%s: sending goes on at %d of %d bytes', self.endpoint.host, offset, total)
                 continue
             actual = bytes(answer['checksum'] or b'').hex()
             if actual != digest.hexdigest():

@@ -7,13 +7,16 @@ see that nothing is left within the lease and half a minute. The figures are pri
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,9 +96,6 @@ def package(target: Any, folder: Path, *, seconds: float = INSTALLING, megabytes
 
 def _padded_zip(source: Path, folder: Path, megabytes: int) -> Path:
     """The same archive with ballast in it that does not compress."""
-    import shutil
-    import zipfile
-
     padded = folder / "matrix.zip"
     shutil.copy(source, padded)
     with zipfile.ZipFile(padded, "a", zipfile.ZIP_STORED) as archive:
@@ -244,9 +244,21 @@ class Attempt:
         wait_for(f"the end of run {run}", lambda: run not in self.runs(), WITHIN)
 
     @property
+    def _package(self) -> Path:
+        return self.folder / ("matrix.zip" if self.target.kind == "windows" else "matrix.sh")
+
+    @property
     def package_size(self) -> int:
         """Of the large package that was made last."""
-        return (self.folder / ("matrix.zip" if self.target.kind == "windows" else "matrix.sh")).stat().st_size
+        return self._package.stat().st_size
+
+    def arrived_whole(self) -> bool:
+        """Whether what the target has of it is what was sent, to the byte."""
+        name, sent = self._package.name, self._package.read_bytes()
+        if self.target.kind == "windows":  # an archive is unpacked there, and removed
+            name, sent = "unpacked/ballast", zipfile.ZipFile(self._package).read("ballast")
+        there = self.target.exec(["sh", "-c", f"sha256sum {self.agent_folder}/install-*/{name}"]).stdout
+        return there.split()[0] == hashlib.sha256(sent).hexdigest()
 
     @property
     def broker_pid(self) -> int:
@@ -399,6 +411,7 @@ class Watch:
         while True:
             left = self.differences()
             now = time.monotonic()
+            assert left or now - since < within, f"clean, but only {now - since:.0f} s after the fault"
             if not left:
                 return now - since
             assert now - since < within, f"{within:.0f} s after the fault there is still:\n" + "\n".join(left)

@@ -54,6 +54,7 @@ class Row:
 
     def clean(self, more: float = 0, *, note: str = "", over: bool = True) -> None:
         """Nothing is left within the promised time, and so much more for an installation that is let finish; nor can anything come, once it is over."""
+        more += INSTALLING if marked(self.attempt.target, BEGUN) else 0
         seconds = self.watch.wait_clean(self.since, WITHIN + more)
         if over:
             self.attempt.wait_over(self.since + WITHIN + more)
@@ -120,7 +121,7 @@ def test_a_signal_to_ansible_playbook(attempt: Attempt, target: Any, row: Row, n
     assert marked(target, BEGUN) == marked(target, FINISHED) == installed, "an installation that begins finishes"
     assert not marked(target, "second-begun"), "what has not begun is dropped"
     if name == "SIGKILL":
-        if phase not in ("copying", "installing"):
+        if phase == "cleaning":
             return
         row.tell_next_run()
     elif phase == "installing":
@@ -147,6 +148,8 @@ def test_a_second_ctrl_c_ends_the_waiting_and_not_the_clean_up(attempt: Attempt,
     assert "the clean-up goes on by itself" in attempt.output, attempt.output
     row.clean()
     assert marked(target, FINISHED) == (phase == "installing")
+    row.tell_next_run()
+    assert (": installed (exit code 0: installed)" if phase == "installing" else ": dropped (the run was cut off before it began)") in attempt.output
 
 
 def test_ansible_runner_cancels(attempt: Attempt, target: Any, row: Row, state_home: Path) -> None:
@@ -166,7 +169,7 @@ def test_a_container_is_killed(attempt: Attempt, target: Any, row: Row) -> None:
     with attempt.caught("installing", container=True):
         row.fault()
         attempt.kill()
-    row.clean(INSTALLING, over=False)
+    row.clean(over=False)
     assert marked(target, FINISHED)
 
 
@@ -211,7 +214,7 @@ def test_playbook_and_broker_are_killed(attempt: Attempt, target: Any, row: Row,
         kill(attempt.pid)
         kill(broker)
         attempt.end()
-    row.clean(INSTALLING if phase == "installing" else 0)
+    row.clean()
     assert marked(target, BEGUN) == marked(target, FINISHED) == (phase in ("installing", "cleaning"))
 
 
@@ -244,7 +247,7 @@ def test_the_agent_is_killed_while_it_installs(attempt: Attempt, target: Any, ro
         row.fault()
         attempt.kill_agent()
     code = attempt.end()
-    row.clean(INSTALLING)
+    row.clean()
     assert code == 2 and "(SD-712)" in attempt.output and "the agent on the target was ended meanwhile" in attempt.output, attempt.output
     assert marked(target, FINISHED), "the installer was let finish"
 
@@ -271,7 +274,7 @@ def test_the_agent_is_killed_and_nobody_is_left_on_the_controller(attempt: Attem
         attempt.end()
         row.fault()
         attempt.kill_agent()
-    row.clean(INSTALLING)
+    row.clean()
     assert marked(target, FINISHED)
 
 
@@ -301,7 +304,7 @@ def test_the_network_is_cut_for_longer_than_the_lease(attempt: Attempt, target: 
 def test_the_network_is_cut_for_good(attempt: Attempt, target: Any, row: Row) -> None:
     with attempt.caught("installing"), target.cut_off():
         row.fault()
-        row.clean(INSTALLING, over=False)
+        row.clean(over=False)
         code = attempt.end(180)
     assert code == 4 and "UNREACHABLE" in attempt.output, attempt.output
     assert marked(target, FINISHED), "the target let the installer finish"
@@ -309,14 +312,18 @@ def test_the_network_is_cut_for_good(attempt: Attempt, target: Any, row: Row) ->
 
 
 def test_the_network_is_cut_in_the_middle_of_a_package(attempt: Attempt, target: Any, row: Row) -> None:
-    with attempt.caught("copying"):
-        row.fault()
-        with target.cut_off():
-            attempt.pause(3)
+    """For so long that the connection is given up: on another one the package is gone on with, and what has arrived is what was sent."""
+    with attempt.caught("copying", environment={"SOJOURN_LEASE_SECONDS": "40"}), target.cut_off():
+        attempt.wait("the connection to be given up", lambda: " broke off: " in attempt.broker_log)
+    row.fault()
+    attempt.wait_installing()
+    (resumed,) = re.findall(r"sending goes on at (\d+) of (\d+) bytes", attempt.broker_log)
+    assert 0 < int(resumed[0]) < int(resumed[1]) == attempt.package_size
+    assert attempt.arrived_whole()
     assert attempt.end() == 0, attempt.output
     (result,) = [entry["result"]["results"][0] for entry in attempt.results if "results" in entry["result"]]
     assert result["state"] == "installed" and result["bytes_sent"] == attempt.package_size
-    row.clean()
+    row.clean(30)
 
 
 def test_the_connection_is_reset_while_the_agent_is_uploaded(attempt: Attempt, target: Any, row: Row) -> None:
@@ -348,6 +355,7 @@ def test_the_target_restarts(attempt: Attempt, target: Any, row: Row, phase: str
             restarted = pool.submit(target.reboot if how == "reboot" else target.cut)
             attempt.pause(1)  # what holds the run in its phase would hold the target's own shutdown as well
         restarted.result()
+    row.fault()
     code = attempt.end(180)
     row.clean()
     finished = marked(target, FINISHED)
@@ -368,6 +376,7 @@ def test_the_target_restarts_between_two_tasks(attempt: Attempt, target: Any, ro
     row.fault()
     settle_disk(target, how)
     target.reboot() if how == "reboot" else target.cut()
+    row.fault()
     gate.open()
     attempt.wait_task(4, 180)
     deployments = attempt.deployments()
@@ -392,6 +401,7 @@ def test_the_target_restarts_and_nobody_is_left_on_the_controller(attempt: Attem
         kill(broker)
         attempt.end()
     target.reboot() if how == "reboot" else target.cut()
+    row.fault()
     row.clean()
     assert not marked(target, FINISHED) or how == "reboot"
 
@@ -403,7 +413,7 @@ def test_ansibles_own_reboot(attempt: Attempt, target: Any, row: Row) -> None:
     assert attempt.end(200) == 0, attempt.output
     found = {entry["task"]: entry["result"] for entry in attempt.results}
     assert found["restart"]["rebooted"] and found["after"]["rc"] == 0
-    row.clean()
+    row.clean(30, note=", with the restart")
 
 
 # The target
@@ -463,7 +473,7 @@ def test_the_firewall_tool_fails(attempt: Attempt, target: Any, row: Row, when: 
         assert rule and f"firewall rule {rule[1]}" not in str([entry["result"].get("removed") for entry in attempt.results]), attempt.output
         assert any(f"could not remove: the firewall rule {rule[1]} (" in line for line in target.event_log()), target.event_log()
         row.clean_up_by_playbook()
-    row.clean()
+    row.clean(30 if when == "close" else 0, note=", with the clean-up" if when == "close" else "")
 
 
 def test_the_firewall_tool_fails_the_guard(attempt: Attempt, target: Any, row: Row) -> None:
@@ -481,7 +491,7 @@ def test_the_firewall_tool_fails_the_guard(attempt: Attempt, target: Any, row: R
             wait_for("the guard's end", lambda: not target.processes_of(run), 10)
         assert any(f"could not remove: the firewall rule sojourn-{run} (" in line for line in target.event_log()), target.event_log()
     row.clean_up_by_playbook()
-    row.clean(INSTALLING)
+    row.clean()
     assert marked(target, FINISHED)
 
 
@@ -591,7 +601,7 @@ def test_two_runs_of_two_users_one_of_which_is_killed(attempt: Attempt, target: 
         gate.open()
         assert other.end() == 0 and other.results[-1]["result"]["stdout"].strip() == "there", other.output
         other.wait_over(time.monotonic() + WITHIN)
-        row.clean()
+        row.clean(WITHIN, note=", with two clean-ups")
     finally:
         other.kill()
 
@@ -671,7 +681,7 @@ def test_the_next_run_waits_for_the_guard_of_an_agent_that_was_killed(attempt: A
     assert attempt.end() == 0, attempt.output
     result = attempt.results[-1]["result"]
     assert (result["state"], result["changed"]) == ("already_current", False) and marked(target, FINISHED), result
-    row.clean(INSTALLING)
+    row.clean()
 
 
 def test_a_clean_up_is_forced(attempt: Attempt, target: Any, row: Row) -> None:
@@ -706,4 +716,4 @@ def test_another_user_does_not_take_it_up(attempt: Attempt, target: Any, row: Ro
     first = attempt.run
     attempt.begin([AGENT], environment={"XDG_STATE_HOME": str(tmp_path / "other")})
     assert attempt.end() == 0 and attempt.results[-1]["result"]["info"]["run"] != first, attempt.output
-    row.clean(INSTALLING)
+    row.clean()
