@@ -25,7 +25,7 @@ SECRET = re.compile('password|passphrase')
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-Item = dict[str, t.Any]
+Finding = dict[str, t.Any]
 
 
 def collection_version() -> str:
@@ -43,20 +43,20 @@ def collection_version() -> str:
         return 'unknown'
 
 
-def lines(items: t.Sequence[Item]) -> list[str]:
-    """The items for people: a heading for each section, and below it name, value and milliseconds."""
+def lines(findings: t.Sequence[Finding]) -> list[str]:
+    """The findings for people: a heading for each section, and below it name, value and milliseconds."""
     shown: list[str] = []
     section = None
-    for item in items:
-        if item['section'] != section:
-            section = item['section']
-            width = max(len(other['name']) for other in items if other['section'] == section)
+    for finding in findings:
+        if finding['section'] != section:
+            section = finding['section']
+            width = max(len(other['name']) for other in findings if other['section'] == section)
             shown.append(f'{section}:')
-        value = item['value']
+        value = finding['value']
         text = (', '.join(value) if isinstance(value, list) else value) or '-'
-        took = f" [{item['seconds'] * 1000:.1f} ms]" if item.get('seconds') is not None else ''
-        origin = f" ({item['origin']})" if item.get('origin') else ''
-        shown.append(f"  {item['name'].ljust(width)}  {'ERROR ' if item.get('error') else ''}{text}{origin}{took}")
+        took = f" [{finding['seconds'] * 1000:.1f} ms]" if finding.get('seconds') is not None else ''
+        origin = f" ({finding['origin']})" if finding.get('origin') else ''
+        shown.append(f"  {finding['name'].ljust(width)}  {'ERROR ' if finding.get('error') else ''}{text}{origin}{took}")
     return shown
 
 
@@ -69,28 +69,30 @@ class ActionModule(AgentAction):
 
     def blank(self) -> dict[str, t.Any]:
         """What every result has."""
-        return {'changed': False, 'items': []}
+        return {'changed': False, 'findings': []}
 
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """As the base class; whatever came of it, all that was found is told, and the last line says what it comes to."""
         result = super().run(tmp, task_vars)
-        if result['items']:
-            result['msg'] = [*lines(result['items']), result.get('msg') or self._verdict()]
+        if result['findings']:
+            result['msg'] = [*lines(result['findings']), result.get('msg') or self._verdict()]
             result['_ansible_verbose_always'] = True  # it is there to be read, also without -v
         return result
 
     def act(self, result: dict[str, t.Any], task_vars: dict[str, t.Any]) -> None:
-        """Fills in the items. Raises SojournError, which is the first of theirs."""
-        items: list[Item] = result['items']
-        items += self._options_as_they_resolve(task_vars)
-        items += self._controller()
+        """Fills in the findings. Raises SojournError, which is the first of theirs."""
+        findings: list[Finding] = result['findings']
+        findings += self._options_as_they_resolve(task_vars)
+        findings += self._controller()
         self.agent = super()._find_agent()  # here wrong options show
         found = self.agent.diagnose(sign_in=self.options['sign_in'])
-        errors = [SojournError.from_dict(item['error']) for item in found if item['error']]
-        for item in found:
-            error = SojournError.from_dict(item['error']) if item['error'] else None
-            item['error'] = {'code': error.code, 'sentence': error.sentence, 'remedy': error.remedy} if error else None
-            items.append({key: value for key, value in item.items() if value is not None})
+        errors: list[SojournError] = []
+        for finding in found:
+            if finding['error']:
+                error = SojournError.from_dict(finding['error'])
+                errors.append(error)
+                finding['error'] = {'code': error.code, 'sentence': error.sentence, 'remedy': error.remedy}
+            findings.append({key: value for key, value in finding.items() if value is not None})
         if errors:
             raise errors[0]
 
@@ -105,9 +107,11 @@ class ActionModule(AgentAction):
             return 'A task would put the agent on this host: nothing speaks against it.'
         return 'Nothing speaks against it as far as the sign-in, which was not tried; sign_in: true tries it.'
 
-    def _options_as_they_resolve(self, task_vars: dict[str, t.Any]) -> list[Item]:
+    def _options_as_they_resolve(self, task_vars: dict[str, t.Any]) -> list[Finding]:
         connection = self._connection
-        items = [{'section': 'options', 'name': 'connection', 'value': connection.transport}]
+        if self._task.delegate_to:
+            task_vars = (task_vars.get('ansible_delegated_vars') or {}).get(self._task.delegate_to) or task_vars
+        findings = [{'section': 'options', 'name': 'connection', 'value': connection.transport}]
         keys = self._task.dump_attrs()
         for name in sorted(connection.option_definitions):
             value = connection.get_option(name)
@@ -117,21 +121,21 @@ class ActionModule(AgentAction):
                 text = ', '.join(plain(element) for element in value)
             else:
                 text = '' if value is None else plain(value)
-            item = {'section': 'options', 'name': name, 'value': text}
+            finding = {'section': 'options', 'name': name, 'value': text}
             origin = self._origin(name, keys, task_vars)
-            items.append({**item, 'origin': origin} if origin else item)
-        return items
+            findings.append({**finding, 'origin': origin} if origin else finding)
+        return findings
 
     def _origin(self, name: str, keys: dict[str, t.Any], task_vars: dict[str, t.Any]) -> str:
         """Where Ansible has an option from, as the executor asks for it."""
         try:
             origin = constants.config.get_config_value_and_origin(
-                name, plugin_type='connection', plugin_name=self._connection.transport, keys=keys, variables=task_vars)[1]
+                name, plugin_type='connection', plugin_name=self._connection._load_name, keys=keys, variables=task_vars)[1]
         except (AnsibleError, ValueError, KeyError, TypeError):
             return ''
         return plain(origin or '')
 
-    def _controller(self) -> list[Item]:
+    def _controller(self) -> list[Finding]:
         owner = self._connection._owner_pid
         folder = broker_client.run_folder(owner)
         try:

@@ -20,7 +20,7 @@ description:
   - Of passwords and passphrases nothing is told but whether they are given.
   - Where something keeps the agent from getting there, the host has failed or is unreachable, with the error that a task would have, and all
     that was found is in the result all the same.
-  - A host that does not answer takes as long as C(ansible_connection_timeout) says, and all its addresses together no longer than twice that.
+  - A host that does not answer takes about as long as C(ansible_connection_timeout) says, however many addresses it has.
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
 attributes:
@@ -64,13 +64,13 @@ EXAMPLES = r'''
 
 - name: Show which address is taken
   ansible.builtin.debug:
-    msg: "{{ diagnosis['items'] | selectattr('section', 'equalto', 'address') | selectattr('name', 'equalto', 'taken') | map(attribute='value') }}"
+    msg: "{{ diagnosis.findings | selectattr('section', 'equalto', 'address') | selectattr('name', 'equalto', 'taken') | map(attribute='value') }}"
 '''
 
 RETURN = r'''
 msg:
   description:
-    - All of RV(items) as lines for people, by section.
+    - All of RV(findings) as lines for people, by section.
     - The last line says what it comes to, or is the error.
   returned: success or failure
   type: list
@@ -80,7 +80,7 @@ msg:
     - "  order         2001:db8::17, 192.0.2.17 [1.3 ms]"
     - "  2001:db8::17  port 22 answers, from 2001:db8::1 [0.8 ms]"
     - "Nothing speaks against it as far as the sign-in, which was not tried; sign_in: true tries it."
-items:
+findings:
   description: What was found, in the order in which it was looked for.
   returned: success or failure
   type: list

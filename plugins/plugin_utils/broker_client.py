@@ -365,7 +365,7 @@ class Agent:
     def diagnose(self, sign_in: bool = False) -> list[dict[str, t.Any]]:
         """What it would take to put the agent there, as far as that can be told without doing so; changes nothing.
 
-        Returns items: section, name, value (a text, or a list of texts), seconds (or None), error (as SojournError.to_dict has it, or None).
+        Returns findings: section, name, value (a text, or a list of texts), seconds (or None), error (as SojournError.to_dict has it, or None).
         """
         return self._call('diagnose', {'sign_in': bool(sign_in)})
 

@@ -21,7 +21,7 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import libraries, network
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import libraries, network, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target, parse_address
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Session, make_way_in
@@ -70,30 +70,30 @@ class _Later:
 
 
 class Diagnosis:
-    """One target's; ``items`` grows."""
+    """One target's; ``findings`` grows."""
 
     def __init__(self, target: Target, run: str, session: Session | None) -> None:
         self.target = target
         self.run = run
         self.session = session
-        self.items: list[dict[str, t.Any]] = []
+        self.findings: list[dict[str, t.Any]] = []
         self._way_in: WayIn | None = None
         self._peers: list[network.Peer] = []
         #: As the target itself turns out to be.
         self._platform = ''
 
     def add(self, section: str, name: str, value: Value, seconds: float | None = None) -> None:
-        """An item. A SojournError is what keeps the agent from getting there."""
+        """A finding. A SojournError is what keeps the agent from getting there."""
         error: dict[str, t.Any] | None = None
         if isinstance(value, SojournError):
             value.at(host=self.target.host).redacted(self.target.secrets)
             error, value = value.to_dict(), f'{value.sentence} ({value.code})'
-        self.items.append({
+        self.findings.append({
             'section': section, 'name': name, 'value': value, 'seconds': None if seconds is None else round(seconds, 4), 'error': error})
 
     @contextlib.contextmanager
     def _telling(self, section: str, name: str) -> t.Iterator[None]:
-        """What goes wrong becomes an item, and the rest is told all the same."""
+        """What goes wrong becomes a finding, and the rest is told all the same."""
         begin = time.monotonic()
         try:
             yield
@@ -143,12 +143,13 @@ class Diagnosis:
                 except TimeoutError:
                     found = f'no answer within {target.connection_timeout:g} s'
                 self.add('address', name, found, later.seconds)
-        with self._telling('address', 'order'):
+        with self._telling('address', 'order'), steps.step('resolve', target.address) as step:
             try:
                 self._peers = everything.result(deadline)
             except TimeoutError:
                 detail = f'no answer from the name resolution within {target.connection_timeout:g} s'
                 raise SojournError('SD-201', step='looking up the name', address=target.address, detail=detail) from None
+            step.detail = ', '.join(peer.address for peer in self._peers)
             self.add('address', 'order', [peer.address for peer in self._peers], everything.seconds)
 
     def reach(self) -> None:
@@ -166,7 +167,8 @@ class Diagnosis:
         tried = list(attempts)
         attempts.update(self._try([peer for peer in self._peers if peer not in attempts]))
         for peer in self._peers:
-            self._tell_attempt(peer, attempts[peer], peer in tried)
+            if peer in attempts:
+                self._tell_attempt(peer, attempts[peer], peer in tried)
         if way_in is None:
             return
         if way_in.peer is None:
@@ -174,7 +176,7 @@ class Diagnosis:
                 self.add('address', 'taken', reached)
             return
         self.add('address', 'taken', way_in.peer.address, attempts[way_in.peer].seconds)
-        self.add('address', 'controller', self.target.controller_address or way_in.controller_address or '')
+        self.add('address', 'controller address', self.target.controller_address or way_in.controller_address or '')
         section = self._section
         facts = way_in.other_end()
         for number, (name, value) in enumerate(facts):
@@ -231,7 +233,10 @@ class Diagnosis:
         with self._telling('sign-in', 'outcome'):
             self._way_in.sign_in()
             self.add('sign-in', 'outcome', 'signed in', time.monotonic() - begin)
-            begin = time.monotonic()
+        if self.failed:
+            return
+        begin = time.monotonic()
+        with self._telling('sign-in', 'rights'):
             for number, (name, value) in enumerate(self._way_in.look()):
                 self.add('sign-in', name, value, None if number else time.monotonic() - begin)
                 self._platform = str(value) if name == 'platform' else self._platform
@@ -239,7 +244,7 @@ class Diagnosis:
     @property
     def failed(self) -> bool:
         """Whether something keeps the agent from getting there."""
-        return any(item['error'] for item in self.items)
+        return any(finding['error'] for finding in self.findings)
 
     # The agent
 
@@ -285,4 +290,4 @@ def diagnose(target: Target, run: str, session: Session | None, *, sign_in: bool
             diagnosis._way_in.release()
     with diagnosis._telling('agent', 'executables'):
         diagnosis.look_at_agent()
-    return diagnosis.items
+    return diagnosis.findings

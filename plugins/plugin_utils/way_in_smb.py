@@ -268,6 +268,8 @@ class SmbWayIn(WayIn):
     def _with_password(self) -> str:
         """What SPNEGO comes to: pyspnego offers Kerberos where it gets a ticket with the password, and NTLM in any case."""
         user = t.cast(str, self.target.user)
+        if '\\' in user:
+            return 'NTLM, with the password, since Kerberos knows no users of the form domain\\user'
         try:
             require(library('gssapi'))
             realm = user.partition('@')[2] or tickets.default_realm()
@@ -280,8 +282,12 @@ class SmbWayIn(WayIn):
         return f'Kerberos, if the KDC of {realm} answers and takes the password, else NTLM with the same'
 
     def other_end(self) -> Facts:
-        """What was negotiated."""
-        return list(self._client.terms().items())
+        """What was negotiated; encryption is insisted on at the sign-in."""
+        facts: Facts = list(self._client.terms().items())
+        if facts and not self._client.connection.supports_encryption:
+            self.step = 'connecting'
+            facts.append(('outcome', self.error('SD-301', user=self._user, detail='the target offers no SMB encryption, and without it nobody signs in here')))
+        return facts
 
     def look(self) -> Facts:
         """The architecture, and the right to make services: the manager is opened with it, and nothing made."""
