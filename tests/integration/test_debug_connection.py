@@ -286,6 +286,14 @@ def test_on_the_command_line(controller: Controller) -> None:
     assert any(re.fullmatch(r'\s+"  taken\s+\S+ \[\d+\.\d ms\]",', line) for line in shown)
 
 
+def test_of_another_host(controller: Controller, lab: Any, tmp_path: Path) -> None:
+    """Delegated, it tells of the host that it is delegated to."""
+    played = play(controller, tmp_path, [{**DIAGNOSE, "delegate_to": "windows1"}]).well()
+    options = {finding["name"]: finding for finding in played["linux1", "diagnose"]["findings"] if finding["section"] == "options"}
+    assert options["connection"]["value"] == "sojourn.deploy.smb" and options["remote_addr"]["value"] == lab.target("windows1").addresses.ula
+    assert options["remote_addr"]["origin"] == "var: ansible_host"
+
+
 def test_other_connections_are_told_off(controller: Controller, tmp_path: Path) -> None:
     played = play(controller, tmp_path, [DIAGNOSE], "-e", "ansible_connection=local")
     assert played["linux1", "diagnose"]["error"]["code"] == "SD-904"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -166,6 +167,23 @@ def test_keys_with_their_fingerprints(home: Path) -> None:
     findings = diagnose("ssh", port=closed_port(), key_file=str(home / ".ssh/id_ed25519"))
     assert [what.partition(",")[0] for what in value(findings, "sign-in", "credentials")] == [
         f"the key {home}/.ssh/id_ed25519", "the password", "the password (keyboard-interactive)"]
+
+
+def test_identities_of_the_ssh_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "me@here", "-f", home / "key"], check=True)
+    shown = subprocess.run(["ssh-keygen", "-l", "-f", home / "key"], check=True, capture_output=True, text=True).stdout.split()[1]
+    place = f"/tmp/sojourn-test-agent-{os.getpid()}"  # a socket's path is short
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.PIPE)
+    try:
+        assert agent.stdout and agent.stdout.readline()  # it listens
+        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+        subprocess.run(["ssh-add", "-q", home / "key"], check=True)
+        (credential,) = value(diagnose("ssh", port=closed_port(), password=None), "sign-in", "credentials")
+        assert credential.startswith(f"a key of the SSH agent, ssh-ed25519 {shown}")
+    finally:
+        agent.kill()
+        agent.wait()
+        Path(place).unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("key_file", ["none", "no-key"])
