@@ -27,7 +27,7 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, steps, wire
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.ledger import Ledger, leave
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
@@ -218,7 +218,8 @@ class Broker:
             if handler is None:
                 raise SojournError('SD-903', step=name, detail='the broker knows no such call')
             call = Call(self, connection, t.cast(Target, target), request)  # None: the call 'end', which has none
-            result = handler(call)
+            with steps.told(call.tell_step if request.get('steps') else None):
+                result = handler(call)
             answer: dict[str, t.Any] = {'result': result}
         except SojournError as error:
             answer = {'error': error.at(host=target.host if target else None).redacted(target.secrets if target else ()).to_dict()}
@@ -392,6 +393,11 @@ class Call:
             for chunk in wire.chunks(data) if data else (b'',):
                 wire.send_frame(self._connection, header, chunk)
 
+    def tell_step(self, name: str, seconds: float, detail: str, failed: bool) -> None:
+        """See ``steps.Listener``. A client that is gone is no reason to give up the step that comes next."""
+        with contextlib.suppress(OSError, wire.WireError):
+            self.event({'event': 'step', 'name': name, 'seconds': round(seconds, 6), 'detail': detail, 'failed': failed})
+
     def watch(self, gone: t.Callable[[], None], write: t.Callable[[bytes, bool], None] | None = None, cancel: t.Callable[[], None] | None = None) -> None:
         """From now on a thread reads what the client sends; calls ``gone`` when the client is no longer there, ``cancel`` before it where it said so."""
         def read() -> None:
@@ -436,6 +442,12 @@ def _remove(call: Call) -> t.Any:
 
 def _cleanup(call: Call) -> t.Any:
     return call.session.cleanup(call.arguments.get('run'), bool(call.arguments.get('force')), bool(call.arguments.get('check')))
+
+
+def _diagnose(call: Call) -> t.Any:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils import diagnosis
+
+    return diagnosis.diagnose(call.target, call.broker.run, call.broker.existing(call.target), sign_in=bool(call.arguments.get('sign_in')))
 
 
 def _note(call: Call) -> str:
@@ -534,7 +546,7 @@ def _list_ports(call: Call) -> t.Any:
 HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
     'deploy': _deploy, 'present': _present, 'info': _info, 'remove': _remove, 'cleanup': _cleanup, 'query_packages': _query_packages,
     'put_file': _put_file, 'get_file': _get_file, 'stat': _stat, 'remove_path': _remove_path, 'extract': _extract, 'execute': _execute,
-    'executions': _executions, 'note': _note, 'end': _end,
+    'executions': _executions, 'diagnose': _diagnose, 'note': _note, 'end': _end,
     'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
 }
 

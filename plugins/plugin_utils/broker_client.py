@@ -209,13 +209,18 @@ Input = tuple[bytes, bool]
 OnEvent = t.Callable[[str, dict[str, t.Any], bytes], Input | None]
 
 
-def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEvent | None) -> t.Any:
+def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEvent | None,
+            on_step: t.Callable[[dict[str, t.Any]], None] | None = None) -> t.Any:
     """Receives what the broker answers to a call, the events before it too."""
     while True:
         frame = wire.receive_frame(connection)
         if frame is None:
             raise SojournError('SD-902', step=call, detail=BROKE_OFF, log=log_path(run_folder(owner_pid)))
         header, data = frame
+        if header.get('event') == 'step':
+            if on_step is not None:
+                on_step(header)
+            continue
         if 'event' in header:
             reply = on_event(header['event'], header, bytes(data)) if on_event else None
             if reply is not None:
@@ -268,13 +273,15 @@ class Agent:
     """One target's agent as plugins see it. Every method raises ``SojournError`` only.
 
     Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
-    ``remove`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
+    ``remove``, ``diagnose`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
     interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
     """
 
     def __init__(self, target: Target, owner_pid: int) -> None:
         self.target = target
         self.owner_pid = owner_pid
+        #: Told of each step towards the target as it ends: its name, 'seconds', 'detail', whether it 'failed'. None: the broker does not tell.
+        self.on_step: t.Callable[[dict[str, t.Any]], None] | None = None
 
     def _call(self, call: str, arguments: dict[str, t.Any] | None = None, *, start: bool = True, payload: bytes = b'',
               on_event: OnEvent | None = None) -> t.Any:
@@ -287,7 +294,7 @@ class Agent:
                 for chunk in wire.chunks(payload):
                     wire.send_frame(connection, {'input': True}, chunk)
                 try:
-                    return _result(connection, call, self.owner_pid, on_event)
+                    return _result(connection, call, self.owner_pid, on_event, self.on_step)
                 except (Exception, KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException:
@@ -304,7 +311,8 @@ class Agent:
 
     def _order(self, call: str, arguments: dict[str, t.Any], start: bool, payload: int) -> socket.socket | None:
         """A connection on which the broker has been told what to do; None where none runs and none is to be started."""
-        request = {'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments, 'payload': payload}
+        request = {'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments, 'payload': payload,
+                   'steps': self.on_step is not None}
         for last in (False, False, True):
             connection = connect(self.owner_pid, start=start)
             if connection is None:
@@ -353,6 +361,13 @@ class Agent:
         Returns ``{'changed': bool, 'leftovers': [{'kind', 'name', 'run', 'state', 'detail'}]}``.
         """
         return self._call('cleanup', {'run': run, 'force': bool(force), 'check': bool(check)})
+
+    def diagnose(self, sign_in: bool = False) -> list[dict[str, t.Any]]:
+        """What it would take to put the agent there, as far as that can be told without doing so; changes nothing.
+
+        Returns findings: section, name, value (a text, or a list of texts), seconds (or None), error (as SojournError.to_dict has it, or None).
+        """
+        return self._call('diagnose', {'sign_in': bool(sign_in)})
 
     def note(self, key: str | None = None, **changes: t.Any) -> str:
         """Tells the broker of a package: ``package`` (its name), ``state``, ``msg``, ``codes`` ({exit code: [state, meaning]}).

@@ -69,7 +69,14 @@ class AgentConnection(ConnectionBase):
                 reconnect_timeout=self.get_option('reconnect_timeout'),
                 agent_ports=self.get_option('agent_ports'), controller_address=self.get_option('controller_address'), **self.extra_options())
             self._agent = Agent(target, self._owner_pid)
+            if display.verbosity >= 3:
+                self._agent.on_step = self._show_step
         return self._agent
+
+    def _show_step(self, step: dict[str, t.Any]) -> None:
+        """-vvv: what the broker did for a call, each step with its milliseconds."""
+        took = f"{'FAILED AFTER ' if step['failed'] else ''}{step['seconds'] * 1000:.1f} ms"
+        display.vvv(f"{step['name'].upper()} {took}{': ' + step['detail'] if step['detail'] else ''}", host=self.host_name)
 
     # Ansible's interface
 

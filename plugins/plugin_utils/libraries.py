@@ -29,6 +29,7 @@ DISTRIBUTIONS = {
     'smbprotocol': 'smbprotocol',
     'spnego': 'pyspnego',
     'gssapi': 'pyspnego[kerberos]',
+    'krb5': 'pyspnego[kerberos]',
     'urllib3': 'requests',
     'zeep': 'zeep',
 }

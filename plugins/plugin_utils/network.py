@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import time
+import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
@@ -47,10 +48,10 @@ class Peer:
         return Peer(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]))
 
 
-def resolve(address: str, port: int) -> list[Peer]:
-    """A name's or literal's addresses in the order to try them. Raises SD-201."""
+def resolve(address: str, port: int, family: int = socket.AF_UNSPEC) -> list[Peer]:
+    """A name's or literal's addresses in the order to try them, of both families or of one. Raises SD-201."""
     try:
-        found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        found = socket.getaddrinfo(address, port, family=family, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError) as error:
         raise SojournError('SD-201', step='looking up the name', address=address, detail=getattr(error, 'strerror', None) or error) from None
     peers: list[Peer] = []
@@ -85,9 +86,20 @@ def connect(address: str, port: int, *, timeout: float, service: str, step: str)
     return connect_any(resolve(address, port), timeout=timeout, service=service, step=step)
 
 
-def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str) -> tuple[socket.socket, Peer]:
-    """As ``connect``, to addresses that are known already."""
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """What came of one address: ``error`` is None for the one that is connected to."""
+
+    peer: Peer
+    seconds: float
+    error: SojournError | None
+
+
+def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str,
+                on_attempt: t.Callable[[Attempt], None] = lambda unused_attempt: None) -> tuple[socket.socket, Peer]:
+    """As ``connect``, to addresses that are known already; ``on_attempt`` is told of each that has answered or failed."""
     deadline = time.monotonic() + timeout
+    begun: dict[Peer, float] = {}
     waiting = list(peers)
     running: dict[int, tuple[socket.socket, Peer]] = {}
     failures: list[SojournError] = []
@@ -96,6 +108,7 @@ def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str) -
 
     def fail(peer: Peer, error: OSError | None) -> None:
         failures.append(_failure(peer, error, peer.sockaddr[1], service, timeout, step))
+        on_attempt(Attempt(peer, time.monotonic() - begun[peer], failures[-1]))
 
     try:
         while True:
@@ -103,6 +116,7 @@ def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str) -
             if waiting and (not running or now >= next_start):
                 peer = waiting.pop(0)
                 next_start = now + STAGGER_SECONDS
+                begun[peer] = now
                 try:
                     connection = socket.socket(peer.family, socket.SOCK_STREAM)
                 except OSError as error:
@@ -134,6 +148,7 @@ def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str) -
                     connection.setblocking(True)
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    on_attempt(Attempt(peer, time.monotonic() - begun[peer], None))
                     return connection, peer
                 connection.close()
                 fail(peer, OSError(result, os.strerror(result)))
@@ -146,6 +161,16 @@ def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str) -
 def local_address(connection: socket.socket) -> str:
     """This end's address of a connection, without a zone."""
     return connection.getsockname()[0].partition('%')[0]
+
+
+def own_address(peer: Peer) -> str:
+    """This end's address of a connection to there, without connecting: no packet is sent. Raises SD-202."""
+    try:
+        with socket.socket(peer.family, socket.SOCK_DGRAM) as probe:
+            probe.connect(peer.sockaddr)
+            return local_address(probe)
+    except OSError as error:
+        raise SojournError('SD-202', step='looking for a route', address=peer.address, detail=error.strerror or error) from None
 
 
 def ipv6_literal_name(address: str) -> str:

@@ -13,7 +13,7 @@ import time
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, session_file
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, session_file, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
@@ -124,6 +124,11 @@ class Session:
             return other.live
         return self._channel is not None and not self._lost
 
+    @property
+    def known(self) -> dict[str, t.Any]:
+        """What the agent said of itself when it was deployed."""
+        return dict((self._other or self)._info)
+
     def deploy(self, target: Target | None = None, *, take_over: bool = True) -> dict[str, t.Any]:
         """See ``Agent.deploy``. Many callers: one deploys, the others wait for it. ``take_over``: whether an earlier run's agent will do."""
         with self._lock:
@@ -208,7 +213,9 @@ class Session:
             lap('start')
             peer = t.cast(t.Any, way_in.peer).with_port(ready.port)
             channel = self._open_channel(peer, ready.fingerprint)
-            info = channel.call('GetInfo')
+            with steps.step('first call') as step:
+                info = channel.call('GetInfo')
+                step.detail = f"{peer.address} port {ready.port}, {info.get('tls_version', '')}"
             lap('first_call')
         except BaseException as error:
             if channel is not None:
@@ -537,7 +544,11 @@ class Session:
 
     def call(self, operation: str, **arguments: t.Any) -> t.Any:
         """One operation of the agent, which is deployed first where there is none."""
-        return self._by_agent(lambda unused_session, channel: channel.call(operation, **arguments))
+        def ask(unused_session: Session, channel: channel_module.Channel) -> t.Any:
+            with steps.step(operation):
+                return channel.call(operation, **arguments)
+
+        return self._by_agent(ask)
 
     def _by_agent(self, action: t.Callable[[Session, channel_module.Channel], t.Any]) -> t.Any:
         """Something that the agent does; where it was lost before it did it, the one that takes its place does."""
@@ -606,8 +617,10 @@ class Session:
                 on_progress(done, total)
 
         def put(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
-            result = channel.put_file(
-                local_path, remote_path, mode=mode, user=user, checksum=checksum, on_progress=progress, patience=self.target.lease_seconds)
+            with steps.step('put') as step:
+                result = channel.put_file(
+                    local_path, remote_path, mode=mode, user=user, checksum=checksum, on_progress=progress, patience=self.target.lease_seconds)
+                step.detail = f"{result['size']} bytes"
             return {'path': session.absolute(remote_path), **result}
 
         return {**self._by_agent(put), 'seconds': round(time.monotonic() - begin, 4)}
@@ -615,8 +628,14 @@ class Session:
     def get_file(self, remote_path: str, local_path: str, *, user: str | None) -> dict[str, t.Any]:
         """See ``Agent.get_file``."""
         begin = time.monotonic()
-        result = self._by_agent(
-            lambda unused_session, channel: channel.get_file(remote_path, local_path, user=user, patience=self.target.lease_seconds))
+
+        def get(unused_session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
+            with steps.step('fetch') as step:
+                result = channel.get_file(remote_path, local_path, user=user, patience=self.target.lease_seconds)
+                step.detail = f"{result['size']} bytes"
+                return result
+
+        result = self._by_agent(get)
         return {'path': local_path, **result, 'seconds': round(time.monotonic() - begin, 4)}
 
     def execute(self, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None], job: Job) -> dict[str, t.Any]:
@@ -636,7 +655,17 @@ class Session:
         try:
             if self._ended.is_set():
                 raise self._error('SD-503', 'starting a process', detail='the run has ended')
-            return self._execute(channel, arguments, data, emit, job)
+            got = {'stdout': 0, 'stderr': 0}
+
+            def count(stream: str, piece: bytes) -> None:
+                got[stream] += len(piece)
+                emit(stream, piece)
+
+            with steps.step('exec') as step:
+                result = self._execute(channel, arguments, data, count, job)
+                step.detail = (f"exit code {result['exit_code']} after {result['seconds'] * 1000:.0f} ms there; bytes: {len(data or b'')} in, "
+                               f"{got['stdout']} out, {got['stderr']} errors")
+            return result
         finally:
             with self._wake:
                 self._jobs.discard(job)
@@ -759,7 +788,10 @@ class Session:
             if self._channel is None:
                 return {'changed': False, 'removed': []}
             try:
-                return self._remove_once()
+                with steps.step('remove') as step:
+                    result = self._remove_once()
+                    step.detail = ', '.join(result['removed'])
+                return result
             except SojournError:
                 self._debris = True
                 raise

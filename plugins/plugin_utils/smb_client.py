@@ -35,6 +35,14 @@ ANSWER_SECONDS = 30.0
 #: Bytes in one write, and bytes under way at once; with a round trip of 50 ms the latter allows 160 MB/s.
 WRITE_SIZE = 1 << 20
 WRITE_WINDOW = 8 << 20
+#: [MS-SMB2] 2.2.3.1.2 and 2.2.3.1.7.
+CIPHERS = {1: 'AES-128-CCM', 2: 'AES-128-GCM', 3: 'AES-256-CCM', 4: 'AES-256-GCM'}
+SIGNING = {0: 'HMAC-SHA256', 1: 'AES-CMAC', 2: 'AES-GMAC'}
+#: Object identifiers (DER, without their head) of the ways to sign in that a server offers in its first answer ([MS-SPNG], [RFC4178]).
+MECHANISMS = {
+    'Kerberos': (bytes.fromhex('2a864886f712010202'), bytes.fromhex('2a864882f712010202')), 'NTLM': (bytes.fromhex('2b06010401823702020a'),),
+    'NEGOEX': (bytes.fromhex('2b06010401823702021e'),)}
+
 #: [MS-SMB2] 3.2.4.1.5: a credit stands for 64 KiB under way. Windows grants up to 512 at once.
 CREDITS = 256
 
@@ -132,6 +140,8 @@ class _Connection(connection_module.Connection):
 
     def __init__(self, connection: socket.socket, server_name: str) -> None:
         self._given = _Transport(connection)
+        #: Whether NTLM was spoken at the sign-in.
+        self.ntlm = False
         super().__init__(uuid.uuid4(), server_name, require_signing=True)
 
     @property
@@ -142,6 +152,12 @@ class _Connection(connection_module.Connection):
     @transport.setter
     def transport(self, value: t.Any) -> None:
         pass
+
+    def send(self, message: t.Any, *arguments: t.Any, **options: t.Any) -> t.Any:
+        """As in the base class; of a sign-in, its kind is kept."""
+        if isinstance(message, session_module.SMB2SessionSetupRequest) and b'NTLMSSP\0' in message['buffer'].get_value():
+            self.ntlm = True
+        return super().send(message, *arguments, **options)
 
     def receive(self, request: t.Any, wait: bool = True, timeout: float | None = None, resolve_symlinks: bool = True) -> t.Any:
         """As in the base class, with a time limit in any case."""
@@ -185,6 +201,28 @@ class Client:
         self.session = session_module.Session(
             self.connection, user, password, require_encryption=True, hostname_override=principal_host, auth_protocol='kerberos' if kerberos else 'negotiate')
         self.session.connect()
+
+    @property
+    def sign_in_kind(self) -> str:
+        """After ``sign_in``: how it was done."""
+        return 'NTLM' if self.connection.ntlm else 'Kerberos'
+
+    def terms(self) -> dict[str, str | list[str]]:
+        """What the two ends have agreed on, as far as they came."""
+        connection = self.connection
+        if connection is None or connection.dialect is None:
+            return {}
+        dialect = connection.dialect
+        name = 'SMB 3.1.1' if dialect == SMB_3_1_1 else f'0x{dialect:04X}, as old as {DIALECTS.get(dialect, "Windows 8")}'
+        required = bool(int(connection.server_security_mode or 0) & 2)
+        # Since SMB 3.0 it is AES-CMAC where nothing is negotiated ([MS-SMB2] 3.1.4.1).
+        signing = SIGNING.get(1 if connection.signing_algorithm_id is None else connection.signing_algorithm_id, '')
+        encryption = f'{CIPHERS.get(connection.cipher_id, "")}, always on here' if connection.supports_encryption else 'the target does not offer it'
+        token = bytes(connection.gss_negotiate_token or b'')
+        offered = [mechanism for mechanism, codes in MECHANISMS.items() if any(code in token for code in codes)]
+        return {
+            'dialect': name, 'signing': f'{signing}, always on here; the target {"requires" if required else "does not require"} it',
+            'encryption': encryption, 'sign-ins offered': offered or 'the target does not say'}
 
     def tree(self, share: str) -> t.Any:
         """The connection to a share, made at its first use."""

@@ -121,7 +121,19 @@ def known_keys(files: t.Iterable[str], names: t.Sequence[str]) -> list[KnownKey]
 
 def fingerprint(key: t.Any) -> str:
     """As ssh-keygen -l shows it."""
-    return 'SHA256:' + base64.b64encode(hashlib.sha256(key.asbytes()).digest()).decode('ascii').rstrip('=')
+    return _fingerprint(key.asbytes())
+
+
+def fingerprint_of(text: str) -> str:
+    """The same, of a key as a known_hosts file has it."""
+    try:
+        return _fingerprint(base64.b64decode(text))
+    except ValueError:
+        return 'that is no key'
+
+
+def _fingerprint(data: bytes) -> str:
+    return 'SHA256:' + base64.b64encode(hashlib.sha256(data).digest()).decode('ascii').rstrip('=')
 
 
 def remember(path: str, name: str, key: t.Any) -> None:
@@ -137,6 +149,43 @@ def remember(path: str, name: str, key: t.Any) -> None:
             file.seek(-1, os.SEEK_END)
             lead = '' if file.read(1) == b'\n' else '\n'
         file.write(f'{lead}{name} {key.get_name()} {key.get_base64()}\n'.encode())
+
+
+# Credentials
+
+@dataclasses.dataclass(frozen=True)
+class Credential:
+    """One thing to sign in with: ``kind`` is 'key', 'password' or 'interactive'; ``key`` is a key's own."""
+
+    what: str
+    kind: str
+    key: t.Any = None
+
+
+def credentials(password: str | None, key_file: str | None, passphrase: str | None, reasons: list[str]) -> t.Iterator[Credential]:
+    """What there is to sign in with, in the order in which it is tried; ``reasons`` gets why something that is there cannot be used.
+
+    With the key file, if given, then the password, if given; with neither, the SSH agent's keys and the default ones.
+    Raises SSHException, OSError for a key file that cannot be used.
+    """
+    if key_file:
+        yield Credential(f'the key {key_file}', 'key', load_key(key_file, passphrase or password))
+    if password is not None:
+        yield Credential('the password', 'password')
+        yield Credential('the password (keyboard-interactive)', 'interactive')
+    if key_file or password is not None:
+        return
+    with contextlib.suppress(ssh_exception.SSHException, OSError):
+        for agent_key in paramiko.Agent().get_keys():
+            yield Credential('a key of the SSH agent', 'key', agent_key)
+    for path in DEFAULT_KEYS:
+        if os.path.exists(os.path.expanduser(path)):
+            try:
+                key = load_key(path, passphrase)
+            except (ssh_exception.SSHException, OSError, ValueError) as error:
+                reasons.append(f'{path} cannot be used ({error})')
+                continue
+            yield Credential(f'the key {path}', 'key', key)
 
 
 # The connection
@@ -189,18 +238,32 @@ class Client:
             raise HostKeyChanged
         raise HostKeyUnknown
 
-    def sign_in(self, user: str | None, *, password: str | None, key_file: str | None, passphrase: str | None) -> str:
-        """Signs in and returns the user's name: with the key file, if given, then the password, if given; with neither, the SSH agent's and the default keys.
+    @property
+    def server(self) -> str:
+        """What the other end says that it is; empty where it has not said yet."""
+        return self._transport.remote_version if self._transport is not None else ''
 
-        Raises SignInRefused.
-        """
+    @property
+    def host_key(self) -> t.Any:
+        """The host's key; None where keys were not exchanged."""
+        with contextlib.suppress(ssh_exception.SSHException, AttributeError):
+            return self._transport.get_remote_server_key()
+        return None
+
+    @property
+    def ciphers(self) -> str:
+        """What was agreed on for what is sent; empty where keys were not exchanged."""
+        return self._transport.local_cipher if self._transport is not None else ''
+
+    def sign_in(self, user: str | None, *, password: str | None, key_file: str | None, passphrase: str | None) -> tuple[str, str]:
+        """Signs in; returns the user's name, and with what: see ``credentials``. Raises SignInRefused."""
         user = user or getpass.getuser()
         tried: list[str] = []
         reasons: list[str] = []
-        for what, attempt in self._attempts(user, password, key_file, passphrase, reasons):
-            tried.append(what)
+        for credential in credentials(password, key_file, passphrase, reasons):
+            tried.append(credential.what)
             try:
-                attempt()
+                self._try(user, credential, password)
             except ssh_exception.BadAuthenticationType as error:
                 reasons.append(f'the target takes {", ".join(error.allowed_types) or "nothing"} only')
                 continue
@@ -210,37 +273,21 @@ class Client:
                     break
                 continue
             if self._transport.is_authenticated():
-                return user
+                return user, credential.what
             # A further factor is wanted: go on with what is left.
         raise SignInRefused('; '.join(dict.fromkeys(reasons)), tried)
 
-    def _attempts(self, user: str, password: str | None, key_file: str | None, passphrase: str | None,
-                  reasons: list[str]) -> t.Iterator[tuple[str, t.Callable[[], t.Any]]]:
-        transport = self._transport
-        if key_file:
-            key = load_key(key_file, passphrase or password)
-            yield f'the key {key_file}', lambda: transport.auth_publickey(user, key)
-        if password is not None:
-            yield 'the password', lambda: transport.auth_password(user, password, fallback=False)
+    def _try(self, user: str, credential: Credential, password: str | None) -> None:
+        def answer(unused_title: str, unused_instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
+            # One hidden question is the password's; anything else is not ours to answer.
+            return [password or '' if not echo and len(prompts) == 1 else '' for unused_prompt, echo in prompts]
 
-            def answer(unused_title: str, unused_instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
-                # One hidden question is the password's; anything else is not ours to answer.
-                return [password if not echo and len(prompts) == 1 else '' for unused_prompt, echo in prompts]
-
-            yield 'the password (keyboard-interactive)', lambda: transport.auth_interactive(user, answer)
-        if key_file or password is not None:
-            return
-        with contextlib.suppress(ssh_exception.SSHException, OSError):
-            for agent_key in paramiko.Agent().get_keys():
-                yield 'a key of the SSH agent', lambda key=agent_key: transport.auth_publickey(user, key)
-        for path in DEFAULT_KEYS:
-            if os.path.exists(os.path.expanduser(path)):
-                try:
-                    key = load_key(path, passphrase)
-                except (ssh_exception.SSHException, OSError, ValueError) as error:
-                    reasons.append(f'{path} cannot be used ({error})')
-                    continue
-                yield f'the key {path}', lambda key=key: transport.auth_publickey(user, key)
+        if credential.kind == 'key':
+            self._transport.auth_publickey(user, credential.key)
+        elif credential.kind == 'password':
+            self._transport.auth_password(user, password, fallback=False)
+        else:
+            self._transport.auth_interactive(user, answer)
 
     def close(self) -> None:
         """Disconnects; never raises. That the other end hears of it is seen to by a thread of its own."""

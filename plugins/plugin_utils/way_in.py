@@ -14,9 +14,10 @@ import dataclasses
 import json
 import os
 import re
+import socket
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import network
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import fingerprint_of_pem
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
@@ -109,6 +110,10 @@ class Found:
     path: str = ''
 
 
+#: Names and values, for people: a value is a text, texts in their order, or why there is none.
+Facts = list[tuple[str, str | list[str] | SojournError]]
+
+
 class AlreadyPlaced(Exception):
     """This run's agent is on the target already, put there by another session of the same broker, which ``session`` names."""
 
@@ -121,12 +126,19 @@ class WayIn(abc.ABC):
     """One connection to one target, from ``connect`` to ``release``. Not thread-safe. Every method raises SojournError only.
 
     The order: connect, place, start; if one fails, undo; in the end release. Or, for the end of a session: connect, wait_removed, release.
+    The steps of ``connect`` can be gone one by one, as far as one wants: resolve, reach, admit, sign_in.
     """
+
+    #: What is behind the port, in messages.
+    service: t.ClassVar[str] = ''
 
     def __init__(self, target: Target, run: str) -> None:
         self.target = target
         self.run = run
         self.name = name_of(run)
+        #: The target's addresses in the order to try them, and what came of those that were tried.
+        self.peers: list[network.Peer] = []
+        self.attempts: list[network.Attempt] = []
         #: The address that was reached, and this end's address on that connection.
         self.peer: network.Peer | None = None
         self.controller_address: str | None = None
@@ -137,9 +149,70 @@ class WayIn(abc.ABC):
         """An error of this host, at the present step."""
         return SojournError(code, host=self.target.host, step=self.step, **fields)
 
-    @abc.abstractmethod
+    # Connecting
+
     def connect(self) -> None:
         """Reaches the target and signs in. Raises 2xx and 3xx."""
+        self.resolve()
+        self.reach()
+        self.admit()
+        self.sign_in()
+
+    def resolve(self) -> None:
+        """Finds ``peers``. Raises SD-201."""
+        target = self.target
+        with steps.step('resolve', target.address) as step, self._at_host():
+            self.peers = network.resolve(target.address, target.port)
+            step.detail = ', '.join(peer.address for peer in self.peers)
+
+    def reach(self) -> None:
+        """Connects to the first of ``peers`` that answers, and begins to speak its protocol; nothing of the user is sent.
+
+        Raises SD-202 to SD-205, SD-303, SD-304, SD-404.
+        """
+        target = self.target
+        self.step = 'connecting'
+        with steps.step('connect', f'port {target.port}') as step, self._at_host():
+            connection, self.peer = network.connect_any(
+                self.peers, timeout=target.connection_timeout, service=self.service, step=self.step, on_attempt=self.attempts.append)
+            self.controller_address = network.local_address(connection)
+            step.detail = f'{self.peer.address} port {target.port}, from {self.controller_address}'
+        self._begin(connection)
+
+    @contextlib.contextmanager
+    def _at_host(self) -> t.Iterator[None]:
+        try:
+            yield
+        except SojournError as error:
+            error.at(host=self.target.host)
+            raise
+
+    def _begin(self, connection: socket.socket) -> None:
+        """Begins to speak the way in's protocol on a connection."""
+        raise NotImplementedError
+
+    def admit(self) -> None:  # noqa: B027  only one of the two has something to remember
+        """Remembers on the controller what ``reach`` has learnt of the target, where the options want that. Raises SD-709."""
+
+    def sign_in(self) -> None:
+        """Signs in. Raises SD-205, 3xx, SD-401."""
+        raise NotImplementedError
+
+    # Diagnosis
+
+    def credentials(self) -> Facts:
+        """What it would sign in with, and why, without doing so: nothing goes over the network. The last may be an error: there is nothing."""
+        raise NotImplementedError
+
+    def other_end(self) -> Facts:
+        """What is known of the other end after ``reach``, be it that it failed."""
+        raise NotImplementedError
+
+    def look(self) -> Facts:
+        """After ``connect``: what the target is, and what the user may do there. Changes nothing. Raises SD-305, SD-306, SD-404."""
+        raise NotImplementedError
+
+    # The agent
 
     @abc.abstractmethod
     def place(self, session: str) -> None:

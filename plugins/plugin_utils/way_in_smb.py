@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import struct
 import time
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb_client
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb_client, steps, tickets
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import parse_address
@@ -22,6 +23,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     START_SECONDS,
     AlreadyPlaced,
     Config,
+    Facts,
     Found,
     Ready,
     WayIn,
@@ -35,7 +37,6 @@ cryptography_exceptions = library('cryptography.exceptions')
 
 SHARE = 'ADMIN$'
 PIPES = 'IPC$'
-SERVICE = 'TCP 445, file sharing'
 
 #: IMAGE_FILE_HEADER.Machine (https://learn.microsoft.com/windows/win32/debug/pe-format#machine-types).
 MACHINES = {0x8664: 'amd64', 0xAA64: 'arm64', 0x014C: '386', 0x01C4: 'arm'}
@@ -106,6 +107,8 @@ class _Pauses:
 class SmbWayIn(WayIn):
     """See ``WayIn``. One SMB connection, which is nobody else's."""
 
+    service = 'TCP 445, file sharing'
+
     def __init__(self, target: t.Any, run: str) -> None:
         super().__init__(target, run)
         require(exceptions, pypsexec_exceptions)
@@ -168,19 +171,33 @@ class SmbWayIn(WayIn):
 
     # Connecting
 
-    def connect(self) -> None:
-        """TCP, negotiation, sign-in, ADMIN$."""
-        target = self.target
+    def _begin(self, connection: socket.socket) -> None:
+        """SMB's negotiation."""
+        with steps.step('negotiate') as step:
+            self._negotiate(connection)
+            terms = self._client.terms()
+            step.detail = f"{terms['dialect']}, {terms['encryption']}"
+
+    def _negotiate(self, connection: socket.socket) -> None:
         self.step = 'connecting'
+        name = network.ipv6_literal_name(self.target.address)
         try:
-            connection, self.peer = network.connect(target.address, target.port, timeout=target.connection_timeout, service=SERVICE, step=self.step)
-        except SojournError as error:
-            error.at(host=target.host)
-            raise
-        self.controller_address = network.local_address(connection)
-        self._negotiate(connection)
-        self._sign_in()
-        with self._errors('opening the share'):
+            dialect = self._client.negotiate(connection, name, self.target.connection_timeout)
+        except smb_client.Timeout:
+            fields = {'port': self.target.port, 'seconds': f'{self.target.connection_timeout:g}', 'service': self.service}
+            raise self.error('SD-204', address=self._address, **fields) from None
+        except Exception as error:  # whatever is not SMB 2 ends in one of many exceptions of the library's
+            detail = f'port {self.target.port} does not speak SMB 3 (nor do Windows XP, Server 2003 and others with SMB 1 only; {type(error).__name__})'
+            raise self.error('SD-404', detail=detail) from None
+        if dialect != smb_client.SMB_3_1_1:
+            raise self.error('SD-404', detail=f'it does not speak SMB 3.1.1; it is as old as {smb_client.DIALECTS.get(dialect, "Windows 8")}')
+
+    def sign_in(self) -> None:
+        """With user and password, or with the Kerberos ticket; then ADMIN$."""
+        with steps.step('sign in', self._user) as step:
+            self._sign_in()
+            step.detail = f'{self._user}, by {self._client.sign_in_kind}'
+        with steps.step('open share', SHARE), self._errors('opening the share'):
             try:
                 self._client.tree(SHARE)
             except exceptions.BadNetworkName:
@@ -188,19 +205,6 @@ class SmbWayIn(WayIn):
             except exceptions.AccessDenied:
                 detail = "access denied; Windows refuses this share also to local administrators other than 'Administrator' (remote UAC, see docs/windows.md)"
                 raise self.error('SD-401', user=self._user, share=SHARE, detail=detail) from None
-
-    def _negotiate(self, connection: t.Any) -> None:
-        self.step = 'connecting'
-        name = network.ipv6_literal_name(self.target.address)
-        try:
-            dialect = self._client.negotiate(connection, name, self.target.connection_timeout)
-        except smb_client.Timeout:
-            raise self.error('SD-204', port=self.target.port, address=self._address, seconds=f'{self.target.connection_timeout:g}', service=SERVICE) from None
-        except Exception as error:  # whatever is not SMB 2 ends in one of many exceptions of the library's
-            detail = f'port {self.target.port} does not speak SMB 3 (nor do Windows XP, Server 2003 and others with SMB 1 only; {type(error).__name__})'
-            raise self.error('SD-404', detail=detail) from None
-        if dialect != smb_client.SMB_3_1_1:
-            raise self.error('SD-404', detail=f'it does not speak SMB 3.1.1; it is as old as {smb_client.DIALECTS.get(dialect, "Windows 8")}')
 
     def _sign_in(self) -> None:
         self.step = 'signing in'
@@ -236,11 +240,69 @@ class SmbWayIn(WayIn):
             reason += "; Kerberos wants the target's name in ansible_host, not an address"
         return reason
 
+    # Diagnosis
+
+    def credentials(self) -> Facts:
+        """The user and how the sign-in would be done, or the ticket."""
+        target = self.target
+        if target.password is not None:
+            return [('user', t.cast(str, target.user)), ('sign-in', self._with_password())]
+        facts: Facts = [
+            ('user', target.user or 'whose ticket it is, since none is given'),
+            ('sign-in', 'Kerberos, with the ticket in the cache, since no password is given')]
+        try:
+            require(library('gssapi'))
+            found = tickets.find(target.user)
+        except tickets.NoTicket as error:
+            self.step = 'reading the credentials'
+            return [*facts, ('ticket', self.error('SD-302', detail=f'no Kerberos ticket could be used: {error}'))]
+        except SojournError as error:
+            return [*facts, ('ticket', error.at(host=target.host))]
+        facts += [('ticket', f'of {found.principal}, in the cache {found.cache}'), ('ticket expires', found.expiry)]
+        facts.append(('tickets for services', list(found.services) or 'none yet; one for the target is fetched at the sign-in'))
+        if parse_address(target.address).literal is None:
+            facts.append(('ticket needed', f'cifs/{target.address}'))
+        else:
+            # No error: a reverse look-up (rdns in krb5.conf) may still find the name.
+            facts.append(('ticket needed', f"cifs/{target.address}, and Kerberos wants the target's name in ansible_host, not an address"))
+        return facts
+
+    def _with_password(self) -> str:
+        """What SPNEGO comes to: pyspnego offers Kerberos where it gets a ticket with the password, and NTLM in any case."""
+        user = t.cast(str, self.target.user)
+        if '\\' in user:
+            return 'NTLM, with the password, since Kerberos knows no users of the form domain\\user'
+        try:
+            require(library('gssapi'))
+            realm = user.partition('@')[2] or tickets.default_realm()
+        except SojournError:
+            return "NTLM, with the password, since Python's Kerberos is not installed (pyspnego[kerberos])"
+        if not realm:
+            return 'NTLM, with the password, since the user names no realm and krb5.conf sets none'
+        if parse_address(self.target.address).literal is not None:
+            return "NTLM, with the password, since Kerberos wants the target's name in ansible_host, not an address"
+        return f'Kerberos, if the KDC of {realm} answers and takes the password, else NTLM with the same'
+
+    def other_end(self) -> Facts:
+        """What was negotiated; encryption is insisted on at the sign-in."""
+        facts: Facts = list(self._client.terms().items())
+        if facts and not self._client.connection.supports_encryption:
+            self.step = 'connecting'
+            facts.append(('outcome', self.error('SD-301', user=self._user, detail='the target offers no SMB encryption, and without it nobody signs in here')))
+        return facts
+
+    def look(self) -> Facts:
+        """The architecture, and the right to make services: the manager is opened with it, and nothing made."""
+        architecture = self._architecture()
+        with self._errors('opening the service control manager', refused='SD-306'):
+            self._open_manager(create=True)
+        return [('signed in by', self._client.sign_in_kind), ('platform', f'windows-{architecture}'), ('rights', f'{SHARE}, and to make services')]
+
     # Placing and starting
 
     def _architecture(self) -> str:
         """Machine of the target's own ntdll.dll, which every Windows has in its native architecture."""
-        with self._errors('telling the architecture'):
+        with steps.step('look') as step, self._errors('telling the architecture'):
             head = b''
             for file in (r'System32\ntdll.dll', r'System32\kernel32.dll'):
                 with contextlib.suppress(exceptions.ObjectNameNotFound, exceptions.ObjectPathNotFound):
@@ -252,6 +314,7 @@ class SmbWayIn(WayIn):
             if head[at:at + 4] != b'PE\0\0' or at + 6 > len(head):
                 raise self.error('SD-404', detail='its ntdll.dll is not a program for Windows NT')
             machine = struct.unpack_from('<H', head, at + 4)[0]
+            step.detail = f'windows-{MACHINES.get(machine, machine)}'
         architecture = MACHINES.get(machine, f'machine 0x{machine:04x}')
         if architecture not in ('amd64', 'arm64'):
             raise self.error('SD-404', detail=f'it is a Windows for {architecture}')
@@ -260,6 +323,11 @@ class SmbWayIn(WayIn):
     def place(self, session: str) -> None:
         """Uploads the executable to ``ADMIN$\\sojourn-<run>``."""
         executable = agent_executable('windows', self._architecture(), host=self.target.host)
+        with steps.step('upload', rf'to %SystemRoot%\{self.name}') as step:
+            size = self._upload(executable, session)
+            step.detail = rf'{size} bytes to %SystemRoot%\{self.name}'
+
+    def _upload(self, executable: str, session: str) -> int:
         with self._errors('placing the agent'):
             # Until the executable is there whole, the connection's end, however it comes, takes all of it away again: files are deleted
             # when the server closes them, and then the folder.
@@ -292,6 +360,7 @@ class SmbWayIn(WayIn):
                 folder.close()
             if size != sent:
                 raise self.error('SD-408', detail=f'{size} of {sent} bytes are there')
+        return size
 
     def _session_there(self) -> str:
         """Who placed the agent: the other session may be between making the folder and writing its name into it."""
@@ -318,6 +387,12 @@ class SmbWayIn(WayIn):
 
     def start(self, config: Config) -> Ready:
         """Creates and starts the service; its answer is the file ready.json."""
+        with steps.step('start') as step:
+            ready = self._start(config)
+            step.detail = f'port {ready.port}'
+            return ready
+
+    def _start(self, config: Config) -> Ready:
         folder = rf'%SystemRoot%\{self.name}'
         with self._errors('placing the agent'):
             self._client.write_file(SHARE, rf'{self.name}\config.json', [config.to_json()])

@@ -9,12 +9,14 @@ Every script is one line for /bin/sh with no '!' in it: the login shell that han
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import secrets
 import shlex
+import socket
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, ssh_client
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import ssh_client, ssh_config, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
@@ -25,6 +27,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     START_SECONDS,
     AlreadyPlaced,
     Config,
+    Facts,
     Found,
     Ready,
     WayIn,
@@ -33,7 +36,6 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
 
 ssh_exception = library('paramiko.ssh_exception')
 
-SERVICE = 'SSH'
 #: The candidates for the agent's folder; '' stands for the login user's home.
 FOLDERS = ('/tmp', '/var/tmp', '')
 ARCHITECTURES = {'x86_64': 'amd64', 'amd64': 'amd64', 'aarch64': 'arm64', 'arm64': 'arm64'}
@@ -109,6 +111,12 @@ _FIND = '; '.join((
 ))
 
 
+def _described(key: t.Any) -> str:
+    """A key's type and fingerprint; an agent's with its comment."""
+    comment = str(getattr(key, 'comment', '') or '')
+    return f'{key.get_name()} {ssh_client.fingerprint(key)}{f" ({comment})" if comment else ""}'
+
+
 def _words(script: str, *arguments: str) -> str:
     """A command line that runs a script, whatever the login shell."""
     return ' '.join(shlex.quote(word) for word in ('/bin/sh', '-c', script, 'sh', *arguments))
@@ -116,6 +124,8 @@ def _words(script: str, *arguments: str) -> str:
 
 class SshWayIn(WayIn):
     """See ``WayIn``. One SSH connection."""
+
+    service = 'SSH'
 
     def __init__(self, target: t.Any, run: str) -> None:
         super().__init__(target, run)
@@ -127,6 +137,13 @@ class SshWayIn(WayIn):
         self._looked = False
         self._folder = ''
         self._launched = False
+        #: Where the host's key is looked for, under which names, and what was found there.
+        self._user_file = target.known_hosts or ssh_client.USER_KNOWN_HOSTS[0]
+        self._known_files = (*((target.known_hosts,) if target.known_hosts else ssh_client.USER_KNOWN_HOSTS), *ssh_client.SYSTEM_KNOWN_HOSTS)
+        self._names = ssh_client.host_names(target.address, target.port)
+        self._known: list[ssh_client.KnownKey] = []
+        #: The host's key, where it is to be remembered.
+        self._new_key: t.Any = None
         #: Commands that are held open over several steps.
         self._steps = contextlib.ExitStack()
         self._placing: ssh_client.Command | None = None
@@ -151,63 +168,129 @@ class SshWayIn(WayIn):
 
     # Connecting
 
-    def connect(self) -> None:
-        """TCP, the host's key, sign-in."""
-        target = self.target
-        self.step = 'connecting'
-        try:
-            connection, self.peer = network.connect(target.address, target.port, timeout=target.connection_timeout, service=SERVICE, step=self.step)
-        except SojournError as error:
-            error.at(host=target.host)
-            raise
-        self.controller_address = network.local_address(connection)
-        user_files = (target.known_hosts,) if target.known_hosts else ssh_client.USER_KNOWN_HOSTS
-        files = (*user_files, *ssh_client.SYSTEM_KNOWN_HOSTS)
-        names = ssh_client.host_names(target.address, target.port)
-        known = ssh_client.known_keys(files, names)
-        try:
-            key = self._client.begin(connection, target.connection_timeout, known)
-        except (ssh_exception.SSHException, EOFError, OSError) as error:
-            raise self.error('SD-205', address=self._address, detail=f'{str(error) or "the other end closed it"} (is it an SSH server?)') from None
-        self._check_host_key(key, known, names[0], user_files[0], files)
-        self._sign_in()
+    def _begin(self, connection: socket.socket) -> None:
+        """The host's key: exchanged, and judged."""
+        self._known = ssh_client.known_keys(self._known_files, self._names)
+        with steps.step('key exchange') as step:
+            try:
+                key = self._client.begin(connection, self.target.connection_timeout, self._known)
+            except (ssh_exception.SSHException, EOFError, OSError) as error:
+                raise self.error('SD-205', address=self._address, detail=f'{str(error) or "the other end closed it"} (is it an SSH server?)') from None
+            step.detail = f'{key.get_name()} {ssh_client.fingerprint(key)}, {self._client.ciphers}'
+            self._check_host_key(key)
 
-    def _check_host_key(self, key: t.Any, known: list[t.Any], name: str, user_file: str, files: tuple[str, ...]) -> None:
+    def _check_host_key(self, key: t.Any) -> None:
         self.step = 'checking the host key'
         if not self.target.host_key_checking:
             return
-        fields = {'address': name, 'key_type': key.get_name(), 'fingerprint': ssh_client.fingerprint(key), 'known_hosts': user_file}
+        fields = {'address': self._names[0], 'key_type': key.get_name(), 'fingerprint': ssh_client.fingerprint(key), 'known_hosts': self._user_file}
         try:
-            self._client.check_host_key(key, known)
+            self._client.check_host_key(key, self._known)
         except ssh_client.HostKeyChanged:
             raise self.error('SD-304', **fields) from None
         except ssh_client.HostKeyUnknown:
             if not self.target.host_key_auto_add:
                 raise self.error('SD-303', **fields) from None
-            try:
-                ssh_client.remember(user_file, name, key)
-            except OSError as error:
-                raise self.error('SD-709', path=user_file, detail=error.strerror or error) from None
+            self._new_key = key
 
-    def _sign_in(self) -> None:
+    def admit(self) -> None:
+        """The host's key, where unknown ones are to be remembered."""
+        if self._new_key is None:
+            return
+        try:
+            ssh_client.remember(self._user_file, self._names[0], self._new_key)
+        except OSError as error:
+            raise self.error('SD-709', path=self._user_file, detail=error.strerror or error) from None
+
+    def sign_in(self) -> None:
+        """With what ``credentials`` tells, one after the other."""
         target = self.target
-        with self._errors('signing in'):
+        with steps.step('sign in', target.user or '') as step, self._errors('signing in'), self._key_errors():
             try:
-                self._user = self._client.sign_in(target.user, password=target.password, key_file=target.key_file, passphrase=target.key_passphrase)
+                self._user, what = self._client.sign_in(
+                    target.user, password=target.password, key_file=target.key_file, passphrase=target.key_passphrase)
             except ssh_client.SignInRefused as error:
                 if not error.tried:
-                    detail = str(error) or 'no password, no key file, no key in the SSH agent, no default key in ~/.ssh'
-                    raise self.error('SD-302', detail=detail) from None
+                    raise self._nothing_to_sign_in_with(str(error)) from None
                 tried = ', '.join(dict.fromkeys(error.tried))
                 raise self.error('SD-301', user=target.user or self._user, detail=f'it took none of: {tried}{f"; {error}" if str(error) else ""}') from None
-            except OSError as error:
-                if target.key_file and error.filename:
-                    raise self.error('SD-302', detail=f'the key {target.key_file} cannot be read ({error.strerror})') from None
-                raise
-            except ssh_exception.SSHException as error:
-                if target.key_file and 'key' in str(error).lower():
-                    raise self.error('SD-302', detail=f'the key {target.key_file} cannot be used ({error})') from None
-                raise
+            step.detail = f'{self._user}, with {what}'
+
+    @contextlib.contextmanager
+    def _key_errors(self) -> t.Iterator[None]:
+        """SD-302 for the key file that cannot be used."""
+        key_file = self.target.key_file
+        try:
+            yield
+        except OSError as error:
+            if key_file and error.filename:
+                raise self.error('SD-302', detail=f'the key {key_file} cannot be read ({error.strerror})') from None
+            raise
+        except ssh_exception.SSHException as error:
+            if key_file and 'key' in str(error).lower():
+                raise self.error('SD-302', detail=f'the key {key_file} cannot be used ({error})') from None
+            raise
+
+    def _nothing_to_sign_in_with(self, reasons: str) -> SojournError:
+        return self.error('SD-302', detail=reasons or 'no password, no key file, no key in the SSH agent, no default key in ~/.ssh')
+
+    # Diagnosis
+
+    def credentials(self) -> Facts:
+        """Keys and passwords in the order in which they would be offered, the keys that are known of the host, and what OpenSSH would do otherwise."""
+        target = self.target
+        facts: Facts = [('user', target.user or f'{getpass.getuser()} (the user of the controller, since none is given)')]
+        facts.append(('SSH agent', os.environ.get('SSH_AUTH_SOCK') or 'none (SSH_AUTH_SOCK is not set)'))
+        offered: list[str] = []
+        reasons: list[str] = []
+        try:
+            with self._errors('reading the credentials'), self._key_errors():
+                for credential in ssh_client.credentials(target.password, target.key_file, target.key_passphrase, reasons):
+                    offered.append(credential.what if credential.key is None else f'{credential.what}, {_described(credential.key)}')
+            if not offered:
+                raise self._nothing_to_sign_in_with('; '.join(reasons))
+            facts.append(('credentials', offered))
+        except SojournError as error:
+            facts.append(('credentials', error))
+        if reasons and offered:
+            facts.append(('not usable', reasons))
+        facts.append(('known_hosts', [path for path in self._known_files if os.path.exists(os.path.expanduser(path))] or 'there is no such file'))
+        known = [f'{key.type} {ssh_client.fingerprint_of(key.key)}{", revoked" if key.revoked else ""}'
+                 for key in ssh_client.known_keys(self._known_files, self._names)]
+        facts.append(('known host keys', known or f'none of {self._names[0]}'))
+        policy = 'a known one must be shown' if not target.host_key_auto_add else 'an unknown one is accepted and remembered, a changed one refused'
+        facts.append(('host key policy', policy if target.host_key_checking else 'any is taken: host_key_checking is off'))
+        facts.append((ssh_config.PATH, ssh_config.passed_over(target.address)))
+        return facts
+
+    def other_end(self) -> Facts:
+        """The server's words, its key, and what was agreed on."""
+        facts: Facts = []
+        if self._client.server:
+            facts.append(('server', self._client.server))
+        key = self._client.host_key
+        if key is not None:
+            facts.append(('host key', f'{key.get_name()} {ssh_client.fingerprint(key)}, {self._standing(key)}'))
+            facts.append(('encryption', self._client.ciphers))
+        return facts
+
+    def _standing(self, key: t.Any) -> str:
+        try:
+            self._client.check_host_key(key, self._known)
+        except ssh_client.HostKeyChanged:
+            return 'not the one that is known'
+        except ssh_client.HostKeyUnknown:
+            return 'not known'
+        return 'known'
+
+    def look(self) -> Facts:
+        """By the look with which every deployment begins, and sudo where it is needed."""
+        architecture = self._look()
+        if not self._is_root:
+            with self._errors('becoming root'):
+                self._run('true', root=True)
+        rights = 'root' if self._is_root else f'{self._user}, root by sudo{" without a password" if self._sudo == "free" else ""}'
+        return [('platform', f'linux-{architecture}'), ('rights', rights)]
 
     # Commands
 
@@ -263,7 +346,7 @@ class SshWayIn(WayIn):
 
     def _look(self) -> str:
         """Tells the host's kind and this user's rights; returns the architecture."""
-        with self._errors('looking at the target'):
+        with steps.step('look') as step, self._errors('looking at the target'):
             code, output, errors = self._run(_words(_LOOK))
             facts = dict(line.partition(' ')[::2] for line in output.decode('utf-8', 'replace').splitlines())
             if code == -1:
@@ -284,6 +367,7 @@ class SshWayIn(WayIn):
             with contextlib.suppress(ValueError):
                 if tuple(int(part) for part in facts.get('release', '').split('-')[0].split('.')[:2]) < OLDEST_KERNEL:
                     raise self.error('SD-404', detail=f"its kernel is {facts['release']}")
+            step.detail = f'linux-{architecture}'
             return architecture
 
     def place(self, session: str) -> None:
@@ -292,7 +376,7 @@ class SshWayIn(WayIn):
         if not self._is_root and self._sudo != 'free':
             with self._errors('becoming root'):
                 self._run('true', root=True)  # before anything is placed
-        with self._errors('placing the agent'), open(executable, 'rb') as file:
+        with steps.step('upload') as step, self._errors('placing the agent'), open(executable, 'rb') as file:
             size = os.fstat(file.fileno()).st_size
             command = self._steps.enter_context(self._client.command(
                 _words(_PLACE, self.name, session, str(size), *self._folders()), timeout=UPLOAD_SECONDS))
@@ -302,6 +386,7 @@ class SshWayIn(WayIn):
             while data := file.read(1 << 20):
                 command.write(data)
             self._wait_for_size(command, size)
+            step.detail = f'{size} bytes to {self._folder}'
         self._placing = command if self._is_root else None
 
     def _lines(self, command: ssh_client.Command) -> list[str]:
@@ -351,14 +436,16 @@ class SshWayIn(WayIn):
     def start(self, config: Config) -> Ready:
         """``agent launch`` starts the service and waits until it is ready."""
         self._launched = True
-        with self._errors('starting the agent'):
+        with steps.step('start') as step, self._errors('starting the agent'):
             code, output, errors = self._launch(config)
             if not output.strip():
                 detail = (errors.strip().splitlines() or [f'it ended with exit code {code} and no answer'])[-1]
                 if 'No such file' in detail or 'not found' in detail:
                     detail += '; an antivirus may have removed it'
                 raise self.error('SD-406', detail=detail)
-            return Ready.from_json(output, run=self.run, host=self.target.host)
+            ready = Ready.from_json(output, run=self.run, host=self.target.host)
+            step.detail = f'port {ready.port}'
+            return ready
 
     def _launch(self, config: Config) -> tuple[int, bytes, str]:
         command, self._placing = self._placing, None

@@ -15,7 +15,7 @@ import struct
 import typing as t
 
 #: Goes up when an older end could not understand the newer one.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _LENGTHS = struct.Struct('>II')
 MAXIMUM_HEADER = 4 << 20

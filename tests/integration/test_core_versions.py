@@ -112,7 +112,12 @@ def test_plain_tasks(controller: Controller, lab: Lab, other: Other, variables: 
     ]
     on_windows = [{"name": "raw on Windows", "ansible.builtin.raw": "echo hello & exit 3", "failed_when": "raw.rc != 3", "register": "raw"}]
     tasks = [task | {"when": f"inventory_hostname in groups.{group}"} for group, some in (("linux", on_linux), ("windows", on_windows)) for task in some]
-    played = quiet(play(controller, tmp_path, tasks, hosts="all", environment=variables))
+    tasks.append({"name": "diagnose", "sojourn.deploy.debug_connection": {"sign_in": True}})
+    played = quiet(play(controller, tmp_path, tasks, "-vvv", hosts="all", environment=variables))
+    for host in ("linux1", "windows1"):
+        origins = {finding["name"]: finding.get("origin") for finding in played[host, "diagnose"]["findings"] if finding["section"] == "options"}
+        assert (origins["password"], origins["lease_seconds"]) == ("var: ansible_password", "default")
+        assert re.search(rf"<{host}> SIGN IN \d+\.\d ms: ", played.output)
     assert played["linux1", "raw"]["stdout"] == "hello\n"
     assert [played["linux1", name]["changed"] for name in ("copy", "copy again", "fetch", "remove")] == [True, False, True, True]
     assert (tmp_path / "fetched").read_text() == content

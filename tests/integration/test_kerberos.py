@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.lab import Lab
 from tests.lab.domain_controller import REALM
 from tests.lab.fixtures import fixtures
 from tests.lab.snapshot import compare, take
+from tests.lab.waiting import wait_for
 
 pytestmark = pytest.mark.xdist_group("domain")
 
@@ -74,12 +76,12 @@ class Member(Controller):
         target = {"ansible_connection": "sojourn.deploy.smb", "ansible_host": address, "ansible_shell_type": "cmd"}
         self.inventory.write_text(json.dumps({"all": {"hosts": {"windows1": target}}}))
 
-    def kinit(self) -> None:
+    def kinit(self, *words: str) -> None:
         """Get a ticket as a user does; the password goes in by standard input."""
         kdc = self.lab.domain_controller
         assert kdc
         environment = {**os.environ, **self.environment}
-        self.lab.run(["kinit", f"{kdc.user}@{REALM}"], env=environment, input=f"{kdc.password()}\n", check=True)
+        self.lab.run(["kinit", *words, f"{kdc.user}@{REALM}"], env=environment, input=f"{kdc.password()}\n", check=True)
 
     def tickets(self) -> str:
         """What is in the cache."""
@@ -122,6 +124,48 @@ def test_an_existing_ticket_is_used(member: Member, tmp_path: Path) -> None:
     assert played["windows1", "remove"]["changed"] is True
     # What the target was shown is a ticket for its name, and no password was at hand to do otherwise.
     assert f"cifs/{member.host}@{REALM}" in member.tickets()
+
+
+# What debug_connection tells of tickets
+
+
+DIAGNOSE = {"name": "diagnose", "sojourn.deploy.debug_connection": {"sign_in": True}}
+
+
+def told(member: Member, folder: Path, *, sign_in: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is told of the sign-in, and the whole result."""
+    task = DIAGNOSE if sign_in else {**DIAGNOSE, "sojourn.deploy.debug_connection": {}}
+    result = play(member, folder, [task], "-vvv", hosts="windows1")["windows1", "diagnose"]
+    return {finding["name"]: finding["value"] for finding in result["findings"] if finding["section"] == "sign-in"}, result
+
+
+def test_diagnosis_tells_whose_ticket_it_is(member: Member, tmp_path: Path) -> None:
+    member.kinit()
+    found, result = told(member, tmp_path)
+    kdc = member.lab.domain_controller
+    assert kdc and found["ticket"] == f"of {kdc.user}@{REALM}, in the cache FILE:{member.cache}"
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S+, in \d+\.\d h", found["ticket expires"])
+    assert found["ticket needed"] == f"cifs/{member.host}" and found["sign-in"].startswith("Kerberos, with the ticket")
+    assert "error" not in result and "cifs/" not in member.tickets(), "the KDC was asked for nothing"
+    offered = [finding["value"] for finding in result["findings"] if finding["name"] == "sign-ins offered"]
+    assert offered and "Kerberos" in offered[0]
+    found, result = told(member, tmp_path, sign_in=True)
+    assert "error" not in result, result["msg"][-1]
+    assert (found["outcome"], found["signed in by"], found["platform"]) == ("signed in", "Kerberos", "windows-amd64")
+
+
+def test_diagnosis_without_a_ticket(member: Member, tmp_path: Path) -> None:
+    found, result = told(member, tmp_path, sign_in=True)
+    assert result["unreachable"] and result["error"]["code"] == "SD-302" and str(member.cache) in found["ticket"]
+    assert found["tried"] == "no, for what was found before"
+    assert any(finding["name"] == "dialect" for finding in result["findings"])
+
+
+def test_diagnosis_of_a_ticket_that_has_expired(member: Member, tmp_path: Path) -> None:
+    member.kinit("-l", "1s")
+    wait_for("the ticket to expire", lambda: subprocess.run(["klist", "-s"], env={**os.environ, **member.environment}, check=False).returncode, 10)
+    found, result = told(member, tmp_path)
+    assert result["error"]["code"] == "SD-302" and "has expired (" in found["ticket"]
 
 
 def refusal(member: Member, folder: Path) -> str:

@@ -51,7 +51,7 @@ class TestAgent:
         assert (result["failed"], result["error"]["code"]) == (True, "SD-102")
         assert "'state'" in result["msg"]
 
-    @pytest.mark.parametrize("action", ["agent", "cleanup", "firewall"])
+    @pytest.mark.parametrize("action", ["agent", "cleanup", "debug_connection", "firewall"])
     def test_other_connection(self, run, action: str) -> None:
         result = run(action, None, **({"port": 1} if action == "firewall" else {}))
         assert result["error"]["code"] == "SD-904"
@@ -333,7 +333,7 @@ class TestRecap:
         assert result["failed"] and not shown
 
 
-@pytest.mark.parametrize("name", ["agent", "cleanup", "firewall", "packages", "recap"])
+@pytest.mark.parametrize("name", ["agent", "cleanup", "debug_connection", "firewall", "packages", "recap"])
 def test_documentation_says_what_the_action_takes(name: str) -> None:
     spec = importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.action.{name}").ActionModule.ARGUMENTS
     documented = yaml.safe_load(importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.modules.{name}").DOCUMENTATION)["options"]
