@@ -25,6 +25,8 @@ from typing import Any
 import pytest
 
 SAID = "said"
+# Of why a test failed, at once; all of it comes at the end.
+WHY_LINES = 40
 GROUPS = "groups.json"
 _INPUT = "sojourn_turns"
 
@@ -108,8 +110,13 @@ class Parallel:
                 self.turns.end()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Print what a test said, in the process that prints."""
+        """Print what a test said, in the process that prints, and why one failed: at once, a run that is cut off has no end."""
         printer = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and printer and not worker_of(self.config):
+            printer.ensure_newline()
+            printer.write_line(f"    {report.nodeid}, {report.when}:")
+            for line in report.longreprtext.splitlines()[-WHY_LINES:]:
+                printer.write_line(f"    {line}")
         if report.when == "call" and printer and not worker_of(self.config):
             for name, text in report.user_properties:
                 if name == SAID:
