@@ -70,9 +70,11 @@ options:
         key: connection_timeout
     env:
       - name: ANSIBLE_TIMEOUT
+      - name: ANSIBLE_SSH_TIMEOUT
       - name: SOJOURN_CONNECTION_TIMEOUT
     vars:
       - name: ansible_connection_timeout
+      - name: ansible_ssh_timeout
       - name: ansible_sojourn_connection_timeout
     cli:
       - name: timeout
