@@ -29,6 +29,7 @@ options:
     vars:
       - name: inventory_hostname
       - name: ansible_host
+      - name: ansible_ssh_host
       - name: ansible_sojourn_host
   remote_user:
     description:

@@ -380,7 +380,7 @@ class Agent:
 
     def put_file(self, local_path: str, remote_path: str, *, mode: str = '0600', user: str | None = None, checksum: str | None = None,
                  on_progress: t.Callable[[int, int], None] | None = None) -> dict[str, t.Any]:
-        """Sends a file; the broker reads it. ``remote_path`` may be relative to the agent's folder.
+        """Sends a file; the broker reads it. ``remote_path`` may be relative to the agent's folder, with ``user`` to that user's home.
 
         ``checksum``: the expected SHA-256 in hex; where it differs nothing is left (SD-106). ``on_progress(bytes sent, bytes in all)``.
         Returns ``{'path' (absolute), 'size' (bytes), 'checksum' (hex), 'seconds'}``. Raises SD-106, 402, 706, 707, 709, 5xx.
