@@ -40,6 +40,9 @@ options:
     description:
       - Password for C(sudo) on the way to the agent's start; without it, O(password).
     type: string
+    env:
+      - name: ANSIBLE_BECOME_PASS
+      - name: ANSIBLE_SUDO_PASS
     vars:
       - name: ansible_become_password
       - name: ansible_become_pass
@@ -132,6 +135,7 @@ options:
       - name: SOJOURN_PIPELINING
     vars:
       - name: ansible_pipelining
+      - name: ansible_ssh_pipelining
       - name: ansible_sojourn_pipelining
 """
 
@@ -149,14 +153,17 @@ EXAMPLES = r"""
 import getpass
 import typing as t
 
-from ansible.errors import AnsibleError
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes
 from ansible.utils.display import Display
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Input
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Input, Overdue
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import NOT_XML, AgentConnection, plain
 
 display = Display()
+
+#: Seconds beyond connection_timeout for sudo, or its like, to ask for the password or to begin the command; Ansible's own ssh waits as long.
+MORE_FOR_BECOME = 2.0
 
 
 class Connection(AgentConnection):
@@ -189,8 +196,12 @@ class Connection(AgentConnection):
             if code != 0 and to_bytes(become.success) not in output and become.check_missing_password(output + errors):
                 raise AnsibleError(f'[{self.host_name}] Missing {become.name} password')
             return code, _after(become.success, output), errors
-        talk = BecomeTalk(become, data, self.host_name)
-        code, output, errors = self._finish(self.agent.execute(command_line=command, user=self._file_user(), converse=talk))
+        talk = BecomeTalk(become, data, self.host_name, float(self.get_option('connection_timeout')) + MORE_FOR_BECOME)
+        try:
+            result = self.agent.execute(command_line=command, user=self._file_user(), converse=talk, patience=talk.patience)
+        except Overdue:
+            raise talk.overdue() from None
+        code, output, errors = self._finish(result)
         talk.check_end()
         return code, talk.strip(output), talk.strip_prompt(errors)
 
@@ -201,8 +212,9 @@ class BecomeTalk:
     Called with output as it comes; what it returns is written (see ``Agent.execute``). Raises AnsibleError, which ends the command.
     """
 
-    def __init__(self, become: t.Any, data: bytes | None, host_name: str) -> None:
+    def __init__(self, become: t.Any, data: bytes | None, host_name: str, seconds: float) -> None:
         self._become = become
+        self._seconds = seconds
         self._data = data
         self._host_name = host_name
         self._output = {'stdout': b'', 'stderr': b''}
@@ -228,6 +240,19 @@ class BecomeTalk:
             return to_bytes(become.get_option('become_pass')) + b'\n', False
         return None
 
+    def patience(self) -> float | None:
+        """See ``Patience``: it ends where a prompt comes that is not the expected one; the command itself may take as long as it wants."""
+        return None if self._succeeded else self._seconds
+
+    def overdue(self) -> AnsibleError:
+        """The error where patience has ended: of the same kind, and in the same words, as that of Ansible's own ssh."""
+        text = self._said()
+        return AnsibleConnectionFailure(
+            f"[{self._host_name}] Timeout ({self._seconds:.0f}s) waiting for privilege escalation prompt{': ' + text if text else ''}")
+
+    def _said(self) -> str:
+        return (self._output['stdout'] + self._output['stderr']).decode('utf-8', 'replace').strip()
+
     def check_end(self) -> None:
         """Raises where the command ended without having become the other user."""
         if self._succeeded:
@@ -235,7 +260,7 @@ class BecomeTalk:
         both = self._output['stdout'] + self._output['stderr']
         if self._become.check_incorrect_password(both):
             raise AnsibleError(f'[{self._host_name}] Incorrect {self._become.name} password')
-        text = both.decode('utf-8', 'replace').strip()
+        text = self._said()
         raise AnsibleError(f"[{self._host_name}] {self._become.name} ended before the command began{': ' + text if text else ''}")
 
     def strip(self, output: bytes) -> bytes:

@@ -29,6 +29,7 @@ options:
     vars:
       - name: inventory_hostname
       - name: ansible_host
+      - name: ansible_ssh_host
       - name: ansible_sojourn_host
   remote_user:
     description:
@@ -70,9 +71,11 @@ options:
         key: connection_timeout
     env:
       - name: ANSIBLE_TIMEOUT
+      - name: ANSIBLE_SSH_TIMEOUT
       - name: SOJOURN_CONNECTION_TIMEOUT
     vars:
       - name: ansible_connection_timeout
+      - name: ansible_ssh_timeout
       - name: ansible_sojourn_connection_timeout
     cli:
       - name: timeout

@@ -513,14 +513,17 @@ def _execute(call: Call) -> t.Any:
     arguments = call.arguments
     key = arguments.get('key')
     job = Job(handle=arguments.get('handle'), finish=bool(arguments.get('finish')), package=arguments.get('package'),
-              on_end=lambda end, heard: call.broker.installation_ended(key, end, heard))
+              on_start=lambda: tell({'event': 'started'}), on_end=lambda end, heard: call.broker.installation_ended(key, end, heard))
     call.watch(job.leave, job.write, job.cancel)
 
-    def emit(stream: str, data: bytes) -> None:
+    def tell(event: dict[str, t.Any], data: bytes = b'') -> None:
         try:
-            call.event({'event': 'output', 'stream': stream}, data)
+            call.event(event, data)
         except OSError:
             job.leave()  # and go on reading until the process has ended
+
+    def emit(stream: str, data: bytes) -> None:
+        tell({'event': 'output', 'stream': stream}, data)
 
     return call.session.execute(arguments, payload if arguments.get('has_input') else None, emit, job)
 

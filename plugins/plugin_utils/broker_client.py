@@ -207,12 +207,23 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
 Input = tuple[bytes, bool]
 #: Called with an event's name, its fields and its bytes.
 OnEvent = t.Callable[[str, dict[str, t.Any], bytes], Input | None]
+#: Asked before each wait for what comes next: the seconds that it may take; None: for ever.
+Patience = t.Callable[[], float | None]
+
+
+class Overdue(Exception):
+    """Nothing came for as long as the caller of ``Agent.execute`` was willing to wait."""
 
 
 def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEvent | None,
-            on_step: t.Callable[[dict[str, t.Any]], None] | None = None) -> t.Any:
-    """Receives what the broker answers to a call, the events before it too."""
+            on_step: t.Callable[[dict[str, t.Any]], None] | None = None, patience: Patience | None = None) -> t.Any:
+    """Receives what the broker answers to a call, the events before it too. Raises Overdue."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
     while True:
+        seconds = patience() if patience is not None else None
+        if seconds is not None and not poll.poll(seconds * 1000):
+            raise Overdue
         frame = wire.receive_frame(connection)
         if frame is None:
             raise SojournError('SD-902', step=call, detail=BROKE_OFF, log=log_path(run_folder(owner_pid)))
@@ -284,7 +295,7 @@ class Agent:
         self.on_step: t.Callable[[dict[str, t.Any]], None] | None = None
 
     def _call(self, call: str, arguments: dict[str, t.Any] | None = None, *, start: bool = True, payload: bytes = b'',
-              on_event: OnEvent | None = None) -> t.Any:
+              on_event: OnEvent | None = None, patience: Patience | None = None) -> t.Any:
         host = self.target.host
         try:
             connection = self._order(call, arguments or {}, start, len(payload))
@@ -294,7 +305,7 @@ class Agent:
                 for chunk in wire.chunks(payload):
                     wire.send_frame(connection, {'input': True}, chunk)
                 try:
-                    return _result(connection, call, self.owner_pid, on_event, self.on_step)
+                    return _result(connection, call, self.owner_pid, on_event, self.on_step, patience)
                 except (Exception, KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException:
@@ -384,7 +395,7 @@ class Agent:
 
     def put_file(self, local_path: str, remote_path: str, *, mode: str = '0600', user: str | None = None, checksum: str | None = None,
                  on_progress: t.Callable[[int, int], None] | None = None) -> dict[str, t.Any]:
-        """Sends a file; the broker reads it. ``remote_path`` may be relative to the agent's folder.
+        """Sends a file; the broker reads it. ``remote_path`` may be relative to the agent's folder, with ``user`` to that user's home.
 
         ``checksum``: the expected SHA-256 in hex; where it differs nothing is left (SD-106). ``on_progress(bytes sent, bytes in all)``.
         Returns ``{'path' (absolute), 'size' (bytes), 'checksum' (hex), 'seconds'}``. Raises SD-106, 402, 706, 707, 709, 5xx.
@@ -421,12 +432,14 @@ class Agent:
     def execute(self, arguments: t.Sequence[str] | None = None, *, command_line: str | None = None, directory: str | None = None,
                 environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
                 timeout: float | None = None, safe_to_kill: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
-                converse: t.Callable[[str, bytes], Input | None] | None = None, installation: Installation | None = None) -> dict[str, t.Any]:
+                converse: t.Callable[[str, bytes], Input | None] | None = None, patience: Patience | None = None,
+                installation: Installation | None = None) -> dict[str, t.Any]:
         """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
 
         ``timeout``: seconds until the whole process tree is killed. ``on_output(stream, data)`` is called while it runs, with
         'stdout' or 'stderr'. ``converse`` likewise, and what it returns, (bytes, close), is written to the process's input, which
-        stays open until it says close; ``input_data`` then comes before. ``safe_to_kill``: may be killed when the lease ends.
+        stays open until it says close; ``input_data`` then comes before. ``patience``: see ``Patience``; asked from the process's start on, and only
+        beside ``converse``; who has run out of it gets ``Overdue``, and the process's tree is killed. ``safe_to_kill``: may be killed when the lease ends.
         If the caller is interrupted, the process's whole tree is killed; with ``installation`` only by a task's timeout: where the run is
         cancelled it finishes. Should the broker be killed meanwhile, the same call once more takes up the process that is there.
 
@@ -439,7 +452,7 @@ class Agent:
             'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
             'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
             'keep_input_open': converse is not None,
-        }, installation, input_data, on_output, converse)
+        }, installation, input_data, on_output, converse, patience)
 
     def follow(self, installation: Installation, on_output: t.Callable[[str, bytes], None] | None = None) -> dict[str, t.Any]:
         """Takes up an installation that is on the target already; see ``execute``. Raises SD-705 where there is none of its handle, 5xx."""
@@ -450,10 +463,14 @@ class Agent:
         return self._call('executions')
 
     def _execute(self, arguments: dict[str, t.Any], installation: Installation | None, input_data: bytes | None,
-                 on_output: t.Callable[[str, bytes], None] | None, converse: t.Callable[[str, bytes], Input | None] | None) -> dict[str, t.Any]:
+                 on_output: t.Callable[[str, bytes], None] | None, converse: t.Callable[[str, bytes], Input | None] | None,
+                 patience: Patience | None = None) -> dict[str, t.Any]:
         output: dict[str, list[bytes]] = {'stdout': [], 'stderr': []}
+        started = False
 
         def on_event(event: str, header: dict[str, t.Any], data: bytes) -> Input | None:
+            nonlocal started
+            started = started or event == 'started'
             if event != 'output':
                 return None
             stream = header['stream']
@@ -464,7 +481,10 @@ class Agent:
 
         if installation is not None:
             arguments.update(finish=True, **installation._asdict())
-        result = self._call('execute', {**arguments, 'streaming': on_output is not None or converse is not None}, payload=input_data or b'', on_event=on_event)
+        result = self._call(
+            'execute', {**arguments, 'streaming': on_output is not None or converse is not None}, payload=input_data or b'', on_event=on_event,
+            # Before that the agent may have to be put there again, on a target that restarts.
+            patience=(lambda: patience() if started else None) if patience is not None else None)
         result['stdout'] = b''.join(output['stdout'])
         result['stderr'] = b''.join(output['stderr'])
         return result

@@ -16,18 +16,18 @@ End = dict[str, t.Any] | BaseException
 class Job:
     """A process that runs for a caller, as far as somebody else than the caller's thread deals with it: to kill it, or to feed it.
 
-    With ``finish`` it is an installation: when the caller goes away it is let finish. ``on_end`` is told what it came to, and whether
-
-    the caller still was there to hear it.
+    With ``finish`` it is an installation: when the caller goes away it is let finish. ``on_start`` is called once the agent has started it;
+    ``on_end`` is told what it came to, and whether the caller still was there to hear it.
     """
 
     def __init__(self, *, handle: str | None = None, finish: bool = False, package: str | None = None,
-                 on_end: t.Callable[[End, bool], None] | None = None) -> None:
+                 on_start: t.Callable[[], None] | None = None, on_end: t.Callable[[End, bool], None] | None = None) -> None:
         #: The agent's name for it, chosen here so that the order to start it can be sent again.
         self.handle = handle or secrets.token_hex(16)
         self.finish = finish
         #: For people; None: it installs nothing.
         self.package = package
+        self._on_start = on_start
         self._on_end = on_end
         self._lock = threading.Lock()
         self._kill: t.Callable[[], None] | None = None
@@ -44,6 +44,8 @@ class Job:
         with self._lock:
             self._kill, self._write = kill, write
             early, self._early = self._early, []
+        if self._on_start is not None:
+            self._on_start()
         for data, close in early:
             write(data, close)
         if self.cancelled.is_set():

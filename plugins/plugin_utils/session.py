@@ -82,6 +82,8 @@ class Session:
         self._channel: channel_module.Channel | None = None
         self._info: dict[str, t.Any] = {}
         self._seconds: dict[str, float] = {}
+        #: See WayIn.environment.
+        self._environment: dict[str, str] = {}
         self._ready: Ready | None = None
         self._lost = False
         self._lost_since = 0.0
@@ -202,6 +204,7 @@ class Session:
         channel: channel_module.Channel | None = None
         try:
             ready = self._there_already(way_in)
+            self._environment = way_in.environment
             how = 'put there' if ready is None else 'there again'
             if self._other is not None:
                 if file is not None:
@@ -240,7 +243,7 @@ class Session:
             raise
         if file is not None:
             with contextlib.suppress(OSError, SojournError):  # as it is it names the run, if not where its agent is
-                file = file.rewrite(peer=peer, fingerprint=ready.fingerprint)
+                file = file.rewrite(peer=peer, fingerprint=ready.fingerprint, environment=self._environment)
         self._established(channel, info, ready, file)
         self._seconds = laps
         log.info('%s: agent %s %s, on port %d, seconds %s', target.host, way_in.name, how, ready.port, laps)
@@ -380,7 +383,7 @@ class Session:
             log.info('%s: the agent of run %s does not answer: %s', self.target.host, record.run, error)
             self._credentials = mine
             return False
-        self.run, self.token = record.run, record.token
+        self.run, self.token, self._environment = record.run, record.token, record.environment
         with contextlib.suppress(OSError, SojournError):
             file = file.rewrite(owner=self._owner)
         self._taken_over = True
@@ -640,13 +643,22 @@ class Session:
 
     def execute(self, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None], job: Job) -> dict[str, t.Any]:
         """See ``Agent.execute`` and ``Agent.follow``; output goes to ``emit`` as it comes."""
+        def attend(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
+            return session._attend(channel, self._as_signed_in(arguments), data, emit, job)
+
         try:
-            result = self._by_agent(lambda session, channel: session._attend(channel, arguments, data, emit, job))
+            result = self._by_agent(attend)
             job.ended(result)
             return result
         except BaseException as error:
             job.ended(error)
             raise
+
+    def _as_signed_in(self, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+        """A login user's command with the variables of this session's own way in, wherever the agent is another session's."""
+        if arguments.get('user') is None:
+            return arguments
+        return {**arguments, 'environment': {**self._environment, **(arguments.get('environment') or {})}}
 
     def _attend(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None],
                 job: Job) -> dict[str, t.Any]:

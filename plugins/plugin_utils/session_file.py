@@ -65,6 +65,8 @@ class Record:
     credentials: str = dataclasses.field(repr=False)
     peer: network.Peer | None = None
     fingerprint: str | None = None
+    #: See WayIn.environment.
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """As the file has it."""

@@ -142,6 +142,8 @@ class WayIn(abc.ABC):
         #: The address that was reached, and this end's address on that connection.
         self.peer: network.Peer | None = None
         self.controller_address: str | None = None
+        #: Variables that the target set for whoever came in this way; a login user's commands have them too.
+        self.environment: dict[str, str] = {}
         self.step = 'connecting'
         self._left: SojournError | None = None
 

@@ -358,7 +358,10 @@ class SshWayIn(WayIn):
             self._looked = True
             if facts.get('ssh'):
                 # As the target sees it, whatever is translated on the way.
-                self.controller_address = facts['ssh'].split()[0].partition('%')[0]
+                words = facts['ssh'].split()
+                self.controller_address = words[0].partition('%')[0]
+                if len(words) == 4:  # sshd(8); roles find the controller by them
+                    self.environment = {'SSH_CONNECTION': facts['ssh'], 'SSH_CLIENT': ' '.join((*words[:2], words[3]))}
             if facts['system'] != 'Linux':
                 raise self.error('SD-404', detail=f"it runs {facts['system']}, not Linux")
             architecture = ARCHITECTURES.get(facts.get('machine', ''))

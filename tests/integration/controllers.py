@@ -21,13 +21,16 @@ from tests.lab.programs import windows_programs
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
 PYTEST = "pytest>=8"
+# What ansible-core's own integration targets want on a controller: hashes of passwords for the users that they make.
+PASSLIB = "passlib>=1.7"
 REQUIREMENTS = CHECKOUT / "requirements.txt"
 
 # Not the script that pip writes: that one has the name of the folder in it where it was installed, and the cache renames the folder.
-PLAYBOOK = """\
+COMMAND = """\
 #!/bin/sh
-exec "${0%/*}/python" -P -m ansible playbook "$@"
+exec "${0%%/*}/python" -P -m ansible %s "$@"
 """
+COMMANDS = {"ansible": "adhoc", "ansible-config": "config", "ansible-playbook": "playbook"}
 IN_MOUNTS_OF_ITS_OWN = """\
 #!/bin/sh
 here=${0%/bin/*}
@@ -78,7 +81,7 @@ class Other:
     @property
     def packages(self) -> list[str]:
         """What pip installs."""
-        return [f"ansible-core=={self.core}", PYTEST, "--requirement", str(REQUIREMENTS)]
+        return [f"ansible-core=={self.core}", PYTEST, PASSLIB, "--requirement", str(REQUIREMENTS)]
 
     def environment(self) -> dict[str, str]:
         """Variables that have it found before the one that runs the tests."""
@@ -92,18 +95,18 @@ class Other:
         }
 
 
-def debian() -> Path:
-    """The packages of Debian trixie that the lab's Windows target stands on; Python 3.13 is among them."""
-    root = rootfs.windows(windows_programs())
+def debian() -> str:
+    """Debian trixie, as overlay's `lowerdir` wants it: what the lab's Windows target stands on, Python 3.13 in it, and Ansible's own way to Linux."""
+    root = rootfs.controller(windows_programs())
     root.ensure()
-    return root.layers[-1]
+    return ":".join(map(str, root.layers))
 
 
 def virtual_environment(other: Other, folder: Path) -> None:
     """On the Python that runs the tests."""
     run([sys.executable, "-m", "venv", "--without-pip", folder])
     run([*PIP, "--python", folder / "bin/python", "install", *other.packages])
-    executable(folder / "bin/ansible-playbook", PLAYBOOK)
+    commands(folder)
 
 
 def on_debian(other: Other, folder: Path) -> None:
@@ -116,11 +119,17 @@ def on_debian(other: Other, folder: Path) -> None:
         *("--platform", f"manylinux_2_28_{machine}", "--platform", f"manylinux2014_{machine}"),
     ]
     run([*PIP, "install", "--no-compile", "--target", folder / "lib", *target, *other.packages])
-    executable(folder / "bin/ansible-playbook", PLAYBOOK)
+    commands(folder)
     executable(folder / "bin/python", IN_MOUNTS_OF_ITS_OWN)
-    (folder / "inside").write_text(INSIDE.replace("ROOT", shlex.quote(str(debian()))))
+    (folder / "inside").write_text(INSIDE.replace("ROOT", shlex.quote(debian())))
     # Beforehand: during a run nothing is written there. (Of olefile one module is for Python 2 alone, and fails.)
     run([folder / "bin/python", "-m", "compileall", "-q", folder / "lib"], env={"SOJOURN_TEST_FOLDERS": ""}, cwd=Path("/"), check=False)
+
+
+def commands(folder: Path) -> None:
+    """Ansible's commands, beside the Python that runs them."""
+    for name, word in COMMANDS.items():
+        executable(folder / "bin" / name, COMMAND % word)
 
 
 def executable(path: Path, text: str) -> None:

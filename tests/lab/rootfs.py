@@ -194,12 +194,15 @@ class Addition:
 LINUX_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "openssh-server", "sudo", "procps", "iproute2"),
     *("iptables", "nftables", "ufw", "firewalld", "python3", "rpm", "ca-certificates"),
+    # What ansible-core's own integration targets (tests/integration/conformance.py) find on any server, or would install.
+    *("acl", "bzip2", "file", "python3-apt", "unzip", "xz-utils", "zip", "zstd"),
 )
 WINDOWS_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "nftables", "python3", "samba"),
     # wine32: installers in the field are 32-bit programs.
     *("wine", "wine64", "wine32:i386"),
 )
+CONTROLLER_PACKAGES = ("openssh-client", "zip", "unzip", "zstd")
 DOMAIN_PACKAGES = ("samba-ad-dc", "samba-ad-provision", "winbind", "libnss-winbind")
 
 
@@ -216,3 +219,8 @@ def windows(programs: Path) -> RootFileSystem:
 def domain(programs: Path) -> Addition:
     """What a domain controller stands on, and a Windows target that is a member of its domain."""
     return Addition("domain", windows(programs), DOMAIN_PACKAGES)
+
+
+def controller(programs: Path) -> Addition:
+    """What a controller with the newest ansible-core stands on: the Windows target's Debian for its Python, and what Ansible's own ssh calls."""
+    return Addition("controller", windows(programs), CONTROLLER_PACKAGES)

@@ -18,6 +18,11 @@ def test_the_page_of_errors_is_that_of_the_catalogue() -> None:
     assert (ROOT / "docs/errors.md").read_text(encoding="utf-8") == made, "scripts/errors-doc > docs/errors.md"
 
 
+def test_the_page_of_conformance_is_that_of_its_table() -> None:
+    made = subprocess.run([sys.executable, ROOT / "scripts/conformance-doc"], check=True, capture_output=True, text=True).stdout
+    assert (ROOT / "docs/conformance.md").read_text(encoding="utf-8") == made, "scripts/conformance-doc > docs/conformance.md"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

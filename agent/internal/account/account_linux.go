@@ -224,6 +224,14 @@ func parseVariable(line string) string {
 	return name + "=" + value
 }
 
+// Folder is where a login of the user begins; empty for the agent's own account, which has its folder.
+func (a *Account) Folder() string {
+	if a == nil {
+		return ""
+	}
+	return a.Home
+}
+
 // Credential is what the kernel needs to start a process as the user; nil where the agent is that user already.
 func (a *Account) Credential() *syscall.Credential {
 	if a == nil || int(a.UID) == os.Geteuid() {

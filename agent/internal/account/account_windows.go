@@ -11,5 +11,8 @@ func Lookup(string) (*Account, error) {
 	return nil, catalogue.New("SD-504", "detail", "User is for Linux targets")
 }
 
+// Folder is empty: no user can be named.
+func (a *Account) Folder() string { return "" }
+
 // Do runs the work as the agent.
 func Do(_ *Account, work func() error) error { return work() }

@@ -79,6 +79,14 @@ func (s *Store) Resolve(path string) (string, error) {
 	return "", fault(path, errors.New("it leaves the agent's folder"))
 }
 
+// resolveFor does the same where a user is named, whose relative paths are those of a login.
+func (s *Store) resolveFor(path string, who *account.Account) (string, error) {
+	if home := who.Folder(); home != "" && path != "" && !filepath.IsAbs(path) {
+		return filepath.Join(home, path), nil
+	}
+	return s.Resolve(path)
+}
+
 // inside tells whether an absolute path is below the agent's folder.
 func (s *Store) inside(path string) bool {
 	relative, err := filepath.Rel(s.folder, path)
@@ -105,7 +113,11 @@ type Put struct {
 
 // Put receives a file. A broken transfer leaves the partial file; a damaged one does not.
 func (s *Store) Put(r *Put) (sum [sha256.Size]byte, err error) {
-	path, err := s.Resolve(r.Path)
+	who, err := lookUp(r.User)
+	if err != nil {
+		return sum, err
+	}
+	path, err := s.resolveFor(r.Path, who)
 	if err != nil {
 		return sum, err
 	}
@@ -119,10 +131,6 @@ func (s *Store) Put(r *Put) (sum [sha256.Size]byte, err error) {
 			return sum, catalogue.New("SD-504", "detail", "Mode is not octal permission bits")
 		}
 		mode = fileMode(uint32(bits))
-	}
-	who, err := lookUp(r.User)
-	if err != nil {
-		return sum, err
 	}
 	partPath := path + PartSuffix
 	known, err := s.claim(partPath)
@@ -365,12 +373,11 @@ type Sent struct {
 
 // Get opens a file to be sent. length < 0: to the end.
 func (s *Store) Get(path string, offset, length int64, user string) (*Sent, error) {
-	path, err := s.Resolve(path)
+	who, err := lookUp(user)
 	if err != nil {
 		return nil, err
 	}
-	who, err := lookUp(user)
-	if err != nil {
+	if path, err = s.resolveFor(path, who); err != nil {
 		return nil, err
 	}
 	if offset < 0 {
@@ -446,12 +453,11 @@ type Status struct {
 
 // Stat tells what is at a path; links are not followed.
 func (s *Store) Stat(path string, checksum bool, user string) (*Status, error) {
-	path, err := s.Resolve(path)
+	who, err := lookUp(user)
 	if err != nil {
 		return nil, err
 	}
-	who, err := lookUp(user)
-	if err != nil {
+	if path, err = s.resolveFor(path, who); err != nil {
 		return nil, err
 	}
 	var info fs.FileInfo
@@ -487,16 +493,15 @@ func (s *Store) Stat(path string, checksum bool, user string) (*Status, error) {
 
 // Remove removes a file or folder. False: nothing was there.
 func (s *Store) Remove(path string, recursive bool, user string) (removed bool, err error) {
-	path, err = s.Resolve(path)
+	who, err := lookUp(user)
 	if err != nil {
+		return false, err
+	}
+	if path, err = s.resolveFor(path, who); err != nil {
 		return false, err
 	}
 	if path == filepath.Dir(path) || path == s.folder {
 		return false, fault(path, errors.New("it must not be removed"))
-	}
-	who, err := lookUp(user)
-	if err != nil {
-		return false, err
 	}
 	err = account.Do(who, func() error {
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) || isNotDirectory(err) {

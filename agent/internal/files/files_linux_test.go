@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sojourn.example/agent/internal/account"
 	"sojourn.example/agent/internal/catalogue"
 )
 
@@ -402,6 +403,30 @@ func damaged(t *testing.T, path string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+func TestRelativePaths(t *testing.T) {
+	s := NewStore("/agent")
+	user := &account.Account{Home: "/home/user"}
+	for _, c := range []struct {
+		path string
+		who  *account.Account
+		want string
+	}{
+		{"a/b", nil, "/agent/a/b"},
+		{"a/b", user, "/home/user/a/b"},
+		{"./a", user, "/home/user/a"},
+		{"../a", user, "/home/a"}, // with the user's own rights
+		{"/a/../b", user, "/b"},
+	} {
+		if got, err := s.resolveFor(c.path, c.who); err != nil || got != c.want {
+			t.Errorf("%s: got %s, %v, want %s", c.path, got, err, c.want)
+		}
+	}
+	for path, who := range map[string]*account.Account{"../a": nil, "": user} {
+		_, err := s.resolveFor(path, who)
+		wantCode(t, "SD-706", err)
+	}
 }
 
 func TestWithTheRightsOfAnotherUser(t *testing.T) {

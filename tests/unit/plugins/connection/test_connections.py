@@ -32,7 +32,7 @@ def become() -> BecomeModule:
 
 
 def test_the_talk_with_sudo(become: BecomeModule) -> None:
-    talk = ssh.BecomeTalk(become, b"input", "web1")
+    talk = ssh.BecomeTalk(become, b"input", "web1", 12.0)
     prompt = become.prompt.encode()
     assert talk("stderr", prompt[:10]) is None
     assert talk("stderr", prompt[10:]) == (b"Geheim1!\n", False)
@@ -46,23 +46,34 @@ def test_the_talk_with_sudo(become: BecomeModule) -> None:
 
 
 def test_sudo_that_asks_for_nothing(become: BecomeModule) -> None:
-    talk = ssh.BecomeTalk(become, None, "web1")
+    talk = ssh.BecomeTalk(become, None, "web1", 12.0)
     assert talk("stdout", f"{become.success}\n".encode()) == (b"", True)
 
 
 @pytest.mark.parametrize("answer", ["Sorry, try again.\n", "prompt"])
 def test_a_wrong_password(become: BecomeModule, answer: str) -> None:
-    talk = ssh.BecomeTalk(become, b"input", "web1")
+    talk = ssh.BecomeTalk(become, b"input", "web1", 12.0)
     assert talk("stderr", become.prompt.encode())
     with pytest.raises(AnsibleError, match=r"\[web1\] Incorrect sudo password"):
         talk("stderr", become.prompt.encode() if answer == "prompt" else answer.encode())
 
 
 def test_sudo_that_ends_instead(become: BecomeModule) -> None:
-    talk = ssh.BecomeTalk(become, b"input", "web1")
+    talk = ssh.BecomeTalk(become, b"input", "web1", 12.0)
     talk("stderr", b"deployer is not in the sudoers file.\n")
     with pytest.raises(AnsibleError, match=r"\[web1\] sudo ended before the command began: deployer is not in the sudoers file"):
         talk.check_end()
+
+
+def test_a_prompt_that_is_not_the_expected_one(become: BecomeModule) -> None:
+    talk = ssh.BecomeTalk(become, b"input", "web1", 12.0)
+    assert talk.patience() == 12.0
+    talk("stderr", b"Kennwort: ")
+    error = talk.overdue()
+    assert isinstance(error, AnsibleConnectionFailure)  # unreachable, as over Ansible's own ssh
+    assert str(error) == "[web1] Timeout (12s) waiting for privilege escalation prompt: Kennwort:"
+    talk("stdout", f"{become.success}\n".encode())
+    assert talk.patience() is None, "the command itself may take as long as it wants"
 
 
 # Command lines

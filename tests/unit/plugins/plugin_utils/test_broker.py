@@ -395,3 +395,34 @@ def test_the_client_is_quick_to_import() -> None:
     print(f"broker_client: {min(times) * 1000:.1f} ms")
     slow = {"ssl", "subprocess", "asyncio", "http", "email", "xml", "logging", "argparse", "concurrent", "multiprocessing", "hashlib", "tempfile"}
     assert not slow & {name.partition(".")[0] for name in modules}
+
+
+def test_a_caller_waits_as_long_as_it_has_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins when the process has been started, and what comes renews it."""
+    here, there = socket.socketpair()
+    monkeypatch.setattr(broker_client, "connect", lambda *unused, **unused_more: here)
+    answered = threading.Event()
+
+    def answer() -> None:
+        wire.receive_frame(there)
+        assert not answered.wait(0.3), "it may take longer until there is a process"
+        wire.send_frame(there, {"event": "started"})
+        wire.send_frame(there, {"event": "output", "stream": "stderr"}, b"Kennwort: ")
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    seen: list[tuple[str, bytes]] = []
+    asked: list[float] = []
+
+    def patience() -> float:
+        asked.append(time.monotonic())
+        return 0.2
+
+    def converse(stream: str, data: bytes) -> None:
+        seen.append((stream, data))
+
+    with there, pytest.raises(broker_client.Overdue):
+        Agent(Target.make("ssh", "::1"), os.getpid()).execute(command_line="x", converse=converse, patience=patience)
+    thread.join()
+    assert seen == [("stderr", b"Kennwort: ")] and len(asked) == 2
+    assert here.fileno() == -1, "by which the broker knows that the process is to be killed"

@@ -59,6 +59,7 @@ class FakeWayIn(WayIn):
         self.note("connect")
 
     def place(self, session: str) -> None:
+        self.environment = {"SSH_CONNECTION": f"::2 5 {self.target.address} 22"}
         if self.at.placed is not None:
             raise AlreadyPlaced(self.at.placed)
         self.at.placed = session
@@ -520,6 +521,34 @@ def test_input_that_comes_early_is_kept(host: Host) -> None:
     assert written == [{"Handle": job.handle, "Data": b"early", "Close": None}, {"Handle": job.handle, "Data": None, "Close": True}]
 
 
+def test_the_caller_is_told_of_the_start_before_any_output(host: Host) -> None:
+    session = make(host)
+    seen: list[Any] = []
+    host.calls["Execute"] = lambda **unused: execution(b"one", running=True)
+    host.calls["ReadOutput"] = lambda **unused: execution(at=(3, 0))
+    session.execute({"command_line": "x"}, None, lambda stream, data: seen.append(data), Job(on_start=lambda: seen.append("started")))
+    assert seen == ["started", b"one"]
+
+
+def variables(host: Host, session: Session, **arguments: Any) -> dict[str, str]:
+    """What a command of this session has in its environment."""
+    seen: list[Any] = []
+    host.calls["Execute"] = lambda Environment, **unused: (seen.append(Environment), execution())[1]
+    run(session, command_line="x", **arguments)
+    return {item["Name"]: item["Value"] for item in seen[0] or []}
+
+
+def test_a_login_users_commands_know_the_way_in_that_was_theirs(host: Host) -> None:
+    first = make(host)
+    assert variables(host, first, user="root") == {"SSH_CONNECTION": "::2 5 ::1 22"}
+    assert variables(host, first, user="root", environment={"SSH_CONNECTION": "own"}) == {"SSH_CONNECTION": "own"}
+    assert variables(host, first) == {}, "an installer's"
+    # Another name of the target: the same agent, but its own way in.
+    second = Session(Target.make("ssh", "::3", host="web2"), RUN, CREDENTIALS, "other", lambda token: first)
+    assert variables(host, second, user="root") == {"SSH_CONNECTION": "::2 5 ::3 22"}
+    assert host.events.count("start") == 1
+
+
 # Brokers that died
 
 
@@ -538,6 +567,7 @@ def test_the_next_broker_takes_the_session_over(host: Host, state_home: Any) -> 
     second = Session(first.target, "f" * 12, RunCredentials.make("f" * 12), "u", lambda unused: None)
     deployed = second.deploy()
     assert deployed["taken_over"] and second.run == RUN and host.events.count("place") == 1
+    assert variables(host, second, user="root") == {"SSH_CONNECTION": "::2 5 ::1 22"}
     assert second.remove()["changed"] and not list((state_home / "sojourn").iterdir())
 
 
