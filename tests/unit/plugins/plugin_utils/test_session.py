@@ -520,6 +520,14 @@ def test_input_that_comes_early_is_kept(host: Host) -> None:
     assert written == [{"Handle": job.handle, "Data": b"early", "Close": None}, {"Handle": job.handle, "Data": None, "Close": True}]
 
 
+def test_no_agent_is_put_there_for_a_caller_that_has_gone(host: Host, tmp_path: Any) -> None:
+    gone = threading.Event()
+    gone.set()
+    with pytest.raises(session_module.Cancelled):
+        make(host).put_file(str(tmp_path / "x"), "x", mode=None, user=None, checksum=None, on_progress=None, cancelled=gone)
+    assert host.events == []
+
+
 # Brokers that died
 
 
