@@ -131,9 +131,14 @@ class Session:
         """What the agent said of itself when it was deployed."""
         return dict((self._other or self)._info)
 
-    def deploy(self, target: Target | None = None, *, take_over: bool = True) -> dict[str, t.Any]:
-        """See ``Agent.deploy``. Many callers: one deploys, the others wait for it. ``take_over``: whether an earlier run's agent will do."""
+    def deploy(self, target: Target | None = None, *, take_over: bool = True, gone: threading.Event | None = None) -> dict[str, t.Any]:
+        """See ``Agent.deploy``. Many callers: one deploys, the others wait for it. ``take_over``: whether an earlier run's agent will do.
+
+        Raises Cancelled where the caller is ``gone``: nobody would take an agent off again that is put there for nobody.
+        """
         with self._lock:
+            if gone is not None and gone.is_set():
+                raise Cancelled
             if target is not None:
                 self.target = target  # the newest secrets
             if self._other is not None and self._other.live:
@@ -553,10 +558,10 @@ class Session:
 
         return self._by_agent(ask)
 
-    def _by_agent(self, action: t.Callable[[Session, channel_module.Channel], t.Any]) -> t.Any:
+    def _by_agent(self, action: t.Callable[[Session, channel_module.Channel], t.Any], gone: threading.Event | None = None) -> t.Any:
         """Something that the agent does; where it was lost before it did it, the one that takes its place does."""
         for last in (False, True):
-            session, channel = self._agent()
+            session, channel = self._agent(gone)
             try:
                 return session._watch(channel, lambda session=session, channel=channel: action(session, channel))
             except SojournError as error:
@@ -565,12 +570,12 @@ class Session:
                 log.info('%s: once more: %s', self.target.host, error)
         raise AssertionError  # not reached
 
-    def _agent(self) -> tuple[Session, channel_module.Channel]:
+    def _agent(self, gone: threading.Event | None) -> tuple[Session, channel_module.Channel]:
         """The session that has the agent, this one or the other name's, and its channel. An agent that was not heard of for a while is asked first:
 
         a target that lost its power says nothing, and what is sent then might or might not have been done.
         """
-        self.deploy()
+        self.deploy(gone=gone)
         session = self._other or self
         channel = session._channel
         if channel is not None and time.monotonic() - channel.heard > ASK_AFTER_SECONDS:
@@ -579,7 +584,7 @@ class Session:
             except SojournError as error:
                 if error.code not in LOST:
                     raise
-                self.deploy()
+                self.deploy(gone=gone)
                 session = self._other or self
                 channel = session._channel
         if channel is None:
@@ -626,7 +631,7 @@ class Session:
                 step.detail = f"{result['size']} bytes"
             return {'path': session.absolute(remote_path), **result}
 
-        return {**self._by_agent(put), 'seconds': round(time.monotonic() - begin, 4)}
+        return {**self._by_agent(put, cancelled), 'seconds': round(time.monotonic() - begin, 4)}
 
     def get_file(self, remote_path: str, local_path: str, *, user: str | None) -> dict[str, t.Any]:
         """See ``Agent.get_file``."""

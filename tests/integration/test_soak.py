@@ -160,12 +160,9 @@ class Soak:
     def cycle(self, cycle: Cycle) -> None:
         """Does it, and waits until nothing of it is left."""
         watch = Stopwatch()
-        if cycle.kind in soak.LASTING:
-            work, again = self._of_the_lasting_run(cycle)
-        else:
-            work, again = self._of_its_own_run(cycle)
+        work = self._of_the_lasting_run(cycle) if cycle.kind in soak.LASTING else self._of_its_own_run(cycle)
         since = Stopwatch()
-        look = self._wait_clean(cycle, again)
+        look = self._wait_clean(cycle)
         self.clean.append(since.seconds)
         self._judge(cycle, work, look)
         if cycle.kind in soak.LASTING:
@@ -173,7 +170,7 @@ class Soak:
         self.seconds.append(watch.seconds)
         print(f"{cycle}, at {work.at}: {watch.seconds:.2f} s, of it {since.seconds:.2f} s until clean; {work.error or 'no error'}", flush=True)
 
-    def _of_the_lasting_run(self, cycle: Cycle) -> tuple[Work, Callable[[], None]]:
+    def _of_the_lasting_run(self, cycle: Cycle) -> Work:
         # A target's firewall says nothing of a port that is closed again.
         lost = {"lease_seconds": 3, "connection_timeout": 1.5}
         options = lost if cycle.kind in (soak.AGENT, soak.AGENT_AND_NETWORK) else {"lease_seconds": LEASE if cycle.kind == soak.NETWORK else LASTING_LEASE}
@@ -197,13 +194,11 @@ class Soak:
             assert work.error is None and work.code == 0, work.error
         elif work.at != "after":
             self._remove()
-        # A call that had been sent when its caller died may be carried out after the removal: then the next one removes.
-        return work, self._remove
+        return work
 
-    def _of_its_own_run(self, cycle: Cycle) -> tuple[Work, Callable[[], None]]:
+    def _of_its_own_run(self, cycle: Cycle) -> Work:
         owner = self.controller.new_run()
         folder = Path(broker_client.run_folder(owner.pid))
-        again: Callable[[], None] = lambda: None  # noqa: E731
         try:
             # Nobody comes for the last kind: the less time that takes, the more cycles there are.
             work = Work(self.controller, self.target, self.package, cycle, lease_seconds=2 if cycle.kind == soak.OWNER_AND_BROKER else LEASE)
@@ -225,12 +220,11 @@ class Soak:
         if cycle.kind == soak.BROKER_THEN_OTHER:
             self._agent().deploy()
             self._remove()
-            again = self._remove
         if cycle.kind in (soak.OWNER, soak.BROKER_THEN_SAME):
             wait_for("the broker's end", lambda: not folder.exists(), WITHIN)
         else:
             self.stale.append(folder)
-        return work, again
+        return work
 
     def _count(self, cycle: Cycle, at: str) -> None:
         self.unasked += cycle.number > WARM_UP and cycle.kind not in (NONE, soak.CALLER, soak.OWNER)
@@ -247,8 +241,12 @@ class Soak:
         except SojournError as error:
             self.errors[f"remove: {error.code} {error.sentence}"] += 1
 
-    def _wait_clean(self, cycle: Cycle, again: Callable[[], None]) -> Look:
-        """Waits until a cheap look shows nothing of the product."""
+    def _wait_clean(self, cycle: Cycle) -> Look:
+        """Waits until a cheap look shows nothing of the product.
+
+        A call that the lasting run's broker had taken when its caller died may be carried out after the removal, also after this cycle's
+        end: then the next removal is what takes the agent off.
+        """
         since = Stopwatch()
         while True:
             look = Look(self.target, cycle)
@@ -256,7 +254,7 @@ class Soak:
                 return look
             assert since.seconds < WITHIN, f"{since.seconds:.0f} s after the interruption there is still:\n" + "\n".join(look.left)
             if since.seconds > 0.5:
-                again()
+                self._remove()
             if since.seconds > STILLBORN_AFTER and self.target.kind == "windows":
                 self.stillborn += soak.end_stillborn(self.target)
             # Nothing announces to an outsider that the last trace of a service is gone.
@@ -317,6 +315,7 @@ class Soak:
 
     def whole_look(self) -> None:
         """Nothing at all is left, on the target and on the controller."""
+        self._remove()  # see _wait_clean
         self.watch.wait_clean(time.monotonic(), WITHIN)
         log = self.lasting_folder.joinpath("broker.log").read_text()
         assert "Traceback" not in log, log

@@ -549,6 +549,14 @@ def test_a_login_users_commands_know_the_way_in_that_was_theirs(host: Host) -> N
     assert host.events.count("start") == 1
 
 
+def test_no_agent_is_put_there_for_a_caller_that_has_gone(host: Host, tmp_path: Any) -> None:
+    gone = threading.Event()
+    gone.set()
+    with pytest.raises(session_module.Cancelled):
+        make(host).put_file(str(tmp_path / "x"), "x", mode=None, user=None, checksum=None, on_progress=None, cancelled=gone)
+    assert host.events == []
+
+
 # Brokers that died
 
 
