@@ -89,7 +89,9 @@ PACKAGE_MANAGERS = (
 # Started on demand by the system itself, and ended by it in its own time.
 _OWN_UNITS = re.compile(
     r"session-c?\d+\.scope|user@\d+\.service|user-runtime-dir@\d+\.service|user-\d+\.slice|run-user-\d+\.mount|"
-    r"systemd-(hostnamed|timedated|localed|tmpfiles-clean)\.service|polkit\.service"
+    r"systemd-(hostnamed|timedated|localed|tmpfiles-clean)\.service|polkit\.service|"
+    # they fail to start where many containers have used up the machine's inotify instances
+    r"systemd-ask-password-(console|wall)\.path"
 )
 _OWN_PROCESSES = re.compile(
     # the check's own
