@@ -73,6 +73,12 @@ LEFT_OUT = {
     },
 }
 
+# NSIS uninstallers run from a copy that Windows deletes at the next start: it goes with whatever test restarts the target next.
+AT_NEXT_START = (
+    "files: /srv/windows/drive_c/users/root/AppData/Local/Temp/~nsu*",
+    r"registry: SYSTEM\CurrentControlSet\Control\Session Manager\\PendingFileRenameOperations",
+)
+
 # What package managers keep of a package that came and went: for `expected`, where a test installs and removes one.
 PACKAGE_MANAGERS = (
     "files: /var/lib/dpkg/*-old",
@@ -80,9 +86,7 @@ PACKAGE_MANAGERS = (
     "files: /var/log/apt*",
     "files: /var/cache/apt*",
     "files: /srv/windows/drive_c/windows/Installer",
-    # NSIS uninstallers run from a copy that Windows deletes at the next start.
-    "files: /srv/windows/drive_c/users/root/AppData/Local/Temp/~nsu*",
-    r"registry: SYSTEM\CurrentControlSet\Control\Session Manager\\PendingFileRenameOperations",
+    *AT_NEXT_START,
     r"registry: Software\Microsoft\Windows\CurrentVersion\Installer\U*",
 )
 
