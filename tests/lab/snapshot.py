@@ -212,6 +212,8 @@ def compare(before: Snapshot, after: Snapshot, expected: Iterable[str] = ()) -> 
                 continue
             if any(fnmatch.fnmatchcase(name, p) for p in patterns for name in (what, f"{kind}: {what}")):
                 continue
+            if what not in new and any(fnmatch.fnmatchcase(f"{kind}: {what}", p) for p in AT_NEXT_START):
+                continue
             if what not in old:
                 change = f"left behind ({new[what]})" if new[what] else "left behind"
             elif what not in new:
