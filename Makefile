@@ -76,7 +76,7 @@ test: lab-check ## everything
 	@$(MAKE) --no-print-directory pytest
 
 # Processes that run tests, each with a lab of its own: see tests/parallel.py. `make pytest TESTS_AT_ONCE=0` runs them one by one.
-TESTS_AT_ONCE ?= 5
+TESTS_AT_ONCE ?= 4
 
 .PHONY: pytest
 pytest: install lab-images $(VENV)/.kerberos

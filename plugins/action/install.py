@@ -436,10 +436,14 @@ class ActionModule(AgentAction):
         return there if same else None
 
     def _taken_over(self) -> bool:
-        try:
-            return bool(self.agent.deploy()['taken_over'])
-        except SojournError:
-            return False
+        """Whether the new broker has the session of the one that was killed; a busy target, or network, is asked again."""
+        for last in (False, False, True):
+            try:
+                return bool(self.agent.deploy()['taken_over'])
+            except SojournError:
+                if last:
+                    break
+        return False
 
     def _lost(self, error: SojournError, how: str) -> SojournError:
         """The agent went away while the installer ran: where the target is there again, that is a failed package, not an unreachable host."""

@@ -576,9 +576,9 @@ def _held(path: str) -> bool | None:
     return False
 
 
-def _has_broker(folder: str) -> bool:
-    """Whether a broker other than this one is at work there."""
-    return any(_held(os.path.join(folder, name)) for name in _alive_names(folder) if name != f'{ALIVE}{os.getpid()}')
+def _has_broker(folder: str, besides: str = '') -> bool:
+    """Whether a broker is at work there, besides the one whose file of this name there is."""
+    return any(_held(os.path.join(folder, name)) for name in _alive_names(folder) if name != besides)
 
 
 def _remove_folder(folder: str) -> None:
@@ -652,7 +652,7 @@ def main(words: list[str]) -> int:
         log.exception('listening to the workers broke off')
     finally:
         good = broker.end()  # whatever happened, the targets are cleaned
-    if good and not debug and not _has_broker(options.folder):
+    if good and not debug and not _has_broker(options.folder, f'{ALIVE}{os.getpid()}'):
         _remove_folder(options.folder)
     else:
         for name in ('lock', f'{ALIVE}{os.getpid()}'):

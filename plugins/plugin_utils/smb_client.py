@@ -580,18 +580,6 @@ class ServiceManager:
         unused_type, state, unused_controls, code, own_code = struct.unpack_from('<4xIIIII', answer)
         return state, code, own_code
 
-    def exists(self, name: str) -> bool:
-        """Whether a service of this name is there, be it marked for delete."""
-        try:
-            with self.service(name):
-                return True
-        except pypsexec_exceptions.SCMRException as error:
-            if error.return_code == self.NOT_THERE:
-                return False
-            if error.return_code == self.MARKED_FOR_DELETE:
-                return True
-            raise
-
     def list(self) -> list[tuple[str, int]]:
         """All own-process services: (name, state)."""
         services = self._api.enum_services_status_w(

@@ -79,6 +79,8 @@ START = {
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
 #: Seconds after which a service that is still starting, but is to go, is deleted all the same.
 _HANGS_SECONDS = 10.0
+#: Seconds within which an agent's folder goes once its service has stopped, unless somebody else holds a file in it.
+_FOLDER_SECONDS = 5.0
 
 
 class _Pauses:
@@ -483,12 +485,16 @@ class SmbWayIn(WayIn):
 
     def _works(self, manager: smb_client.ServiceManager) -> bool:
         """Whether the service runs, or is about to."""
+        return self._state(manager) in (manager.START_PENDING, manager.RUNNING)
+
+    def _state(self, manager: smb_client.ServiceManager) -> int | None:
+        """The service's; None where there is none, or it is about to go."""
         try:
             with manager.service(self.name) as service:
-                return manager.status(service)[0] in (manager.START_PENDING, manager.RUNNING)
+                return manager.status(service)[0]
         except pypsexec_exceptions.SCMRException as error:
             if error.return_code in (manager.NOT_THERE, manager.MARKED_FOR_DELETE):
-                return False
+                return None
             raise
 
     # Removing
@@ -510,8 +516,13 @@ class SmbWayIn(WayIn):
             manager = self._open_manager()
             removed = []
             pauses = _Pauses(patience)
+            # A service that has stopped and is there still is held open by somebody, whom the agent can't wait for.
+            while self._state(manager) not in (None, manager.STOPPED):
+                if not pauses.again():
+                    break
             # The agent's last is its folder, and its service goes as its process does: only then there can be what it left.
-            while manager.exists(self.name) or self._client.exists(SHARE, self.name) and not self._told():
+            pauses = _Pauses(min(patience, _FOLDER_SECONDS))
+            while self._client.exists(SHARE, self.name) and not self._told():
                 if not pauses.again():
                     break
             removed += [f'service {self.name}', rf'folder %SystemRoot%\{self.name}']

@@ -105,7 +105,7 @@ class Controller:
         self.lab = lab
         self.namespace = lab.network.namespace("controller")
         self._owners: list[subprocess.Popen[bytes]] = []
-        self._folders: list[Path] = []
+        self.folders: list[Path] = []
         self.owner = self.new_run()
 
     def new_run(self) -> subprocess.Popen[bytes]:
@@ -114,7 +114,7 @@ class Controller:
 
         self.owner = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         self._owners.append(self.owner)
-        self._folders.append(Path(broker_client.run_folder(self.owner.pid)))
+        self.folders.append(Path(broker_client.run_folder(self.owner.pid)))
         return self.owner
 
     def options(self, target: Any, family: str = "ipv6", **more: Any) -> Any:
@@ -187,9 +187,9 @@ class Controller:
             owner.kill()
             owner.wait()
         deadline = time.monotonic() + 60
-        while any(folder.exists() for folder in self._folders):
+        while any(folder.exists() for folder in self.folders):
             if time.monotonic() > deadline:
-                logs = [(folder / "broker.log").read_text() for folder in self._folders if (folder / "broker.log").exists()]
+                logs = [(folder / "broker.log").read_text() for folder in self.folders if (folder / "broker.log").exists()]
                 raise AssertionError("a broker did not end, or not well:\n" + "\n".join(logs))
             time.sleep(0.02)
 
@@ -197,7 +197,7 @@ class Controller:
         """For a broker that was killed: removes what only it would have."""
         import shutil
 
-        for path in [folder] if folder else self._folders:
+        for path in [folder] if folder else self.folders:
             shutil.rmtree(path, ignore_errors=True)
 
 

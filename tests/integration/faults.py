@@ -27,7 +27,7 @@ from tests.integration.conftest import Controller, kill
 from tests.integration.playing import CALLBACKS
 from tests.lab.fixtures import fixtures
 from tests.lab.processes import Process
-from tests.lab.snapshot import Snapshot, compare, take
+from tests.lab.snapshot import AT_NEXT_START, Snapshot, compare, take
 from tests.lab.waiting import wait_for
 
 # Seconds. A lease that allows several renewals on a busy machine, and leaves the matrix quick.
@@ -399,7 +399,7 @@ class Watch:
         self.target = target
         if any(re.search("sojourn-[0-9a-f]{12}", process.command) for process in target.processes()) or list_agent_folders(target):
             target.reset()  # a row before this one has failed, and says so itself
-        self._patterns = (*patterns, f"files: {mark(target, '*')}")
+        self._patterns = (*patterns, *AT_NEXT_START, f"files: {mark(target, '*')}")
         self.before: Snapshot = take(target)
 
     def differences(self) -> list[str]:

@@ -77,9 +77,9 @@ def test_port_closed(controller: Controller, target: Any, family: str) -> None:
     # The stranger has no firewall and no server.
     stranger = controller.lab.network.addresses(3).as_seen_from_the_lab(family)
     begin = time.monotonic()
-    error = refused(controller, target, address=stranger)
+    error = refused(controller, target, address=stranger, connection_timeout=60)
     assert error.code == "SD-203" and str(target.port) in str(error)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_port_filtered(controller: Controller, target: Any, family: str) -> None:

@@ -198,7 +198,7 @@ def test_ctrl_c_kills_the_task_and_cleans_up(controller: Controller, linux_targe
         done.set()
 
     threading.Thread(target=run, daemon=True).start()
-    wait_for("the task to run", lambda: linux_target.exec(["pgrep", "-f", "sleep 4714"], check=False).stdout, 20)
+    wait_for("the task to run", lambda: linux_target.exec(["pgrep", "-f", "sleep 4714"], check=False).stdout, 60)
     assert done.wait(30)
     wait_for("the task to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4714"], check=False).stdout == "", 20)
 

@@ -34,7 +34,10 @@ from tests.integration.faults import (
     marked,
     package,
 )
+from tests.lab.snapshot import AT_NEXT_START
 from tests.lab.waiting import wait_for
+
+pytestmark = pytest.mark.leaves(*AT_NEXT_START)
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGKILL")
 

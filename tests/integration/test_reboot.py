@@ -14,6 +14,7 @@ from tests.conftest import COLLECTIONS
 from tests.integration.conftest import Controller
 from tests.integration.faults import AGENT, WITHIN, Attempt, Watch
 from tests.lab.ansible_windows import ansible_windows
+from tests.lab.snapshot import AT_NEXT_START
 
 # What win_reboot itself asks first, and then again and again until the answer is another one.
 BOOT_TIME = "(Get-CimInstance -ClassName Win32_OperatingSystem -Property LastBootUpTime).LastBootUpTime.ToFileTime()"
@@ -29,6 +30,7 @@ def attempt(controller: Controller, windows_target: Any, tmp_path: Path) -> Iter
         attempt.kill()
 
 
+@pytest.mark.leaves(*AT_NEXT_START)
 def test_win_reboot(attempt: Attempt, windows_target: Any) -> None:
     """It resets the connection, asks the target until it has restarted, and the run goes on."""
     watch = Watch(windows_target)

@@ -50,6 +50,9 @@ PATIENCE = 120
 # 110 kB a cycle would be too much.
 BROKER_MEMORY = 4 << 20
 LOG_A_CYCLE = 2048
+# Descriptors of the broker: a connection that broke off is closed when Python comes to collect what held it, which is in its own time. In 200
+# cycles there are up to three of those at once; one that is lost in every fortieth cycle would be too many.
+BROKER_DESCRIPTORS = 4
 # Of processes of the target: descriptors, and bytes of memory. Wine's manager of services starts and ends threads as it likes.
 ON_TARGET = {"systemd": (4, 2 << 20), "sshd": (2, 1 << 20), "smbd": (4, 2 << 20), "services.exe": (32, 8 << 20), "wineserver64": (64, 8 << 20)}
 
@@ -292,7 +295,7 @@ class Soak:
 
     def nothing_grew(self, then: TargetFigures) -> None:
         """At the end, against what was after the warm-up."""
-        assert not _more_open(self.at_rest[-1], self.at_rest[0]), (
+        assert not _more_open(self.at_rest[-1], self.at_rest[0], BROKER_DESCRIPTORS), (
             f"the broker at rest: {self.at_rest[0]} -> {self.at_rest[-1]}: {soak.open_files(self.broker)}")
         assert self.broker_growth < BROKER_MEMORY, f"the broker's memory grew by {self.broker_growth} bytes"
         assert self.log_sizes[-1] <= min(MAXIMUM_LOG, LOG_A_CYCLE * len(self.log_sizes)), f"the broker's log: {self.log_sizes[-1]} bytes"
@@ -356,8 +359,8 @@ class Soak:
             yield "target, since the warm-up: " + ("; ".join((self.target_after or TargetFigures.of(self.target)).since(target_before)) or "as it was")
 
 
-def _more_open(now: Process, then: Process) -> bool:
-    return now.descriptors > then.descriptors or now.threads > then.threads
+def _more_open(now: Process, then: Process, allowed: int = 0) -> bool:
+    return now.descriptors > then.descriptors + allowed or now.threads > then.threads
 
 
 @pytest.fixture

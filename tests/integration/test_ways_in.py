@@ -510,14 +510,14 @@ def test_cleanup_of_an_untouched_target_changes_nothing(controller: Controller, 
 
 
 def test_cleanup_removes_the_dead_and_spares_the_living(controller: Controller, target: Any, family: str) -> None:
-    # A run whose broker was killed, and its agent and its guard too: nothing will end it.
-    dead = controller.agent(target, family, lease_seconds=3600).deploy()["info"]
-    kill(controller.broker_pid)
-    controller.forget()
-    _kill_agent(target, dead["run"], guard=True)
-    controller.new_run()
     living_agent = controller.agent(target, family)
     living = living_agent.deploy()["info"]
+    controller.new_run()
+    # A run whose broker was killed, and its agent and its guard too: nothing will end it, until a run deploys again or cleans up.
+    dead = controller.agent(target, family, lease_seconds=3600).deploy()["info"]
+    kill(controller.broker_pid)
+    controller.forget(controller.folders[-1])
+    _kill_agent(target, dead["run"], guard=True)
     controller.new_run()
     agent = controller.agent(target, family)
     would = agent.cleanup(check=True)

@@ -84,11 +84,10 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 	if err != nil {
 		return nil, startError(program, err)
 	}
-	// Breakaway is allowed: installers that start a service's helper or an updater expect it. The job does not kill on
-	// close: what a task left running on purpose outlives the agent.
-	limits := windows.JOBOBJECT_EXTENDED_LIMIT_INFORMATION{}
-	limits.BasicLimitInformation.LimitFlags = windows.JOB_OBJECT_LIMIT_BREAKAWAY_OK
-	_, _ = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, uintptr(unsafe.Pointer(&limits)), uint32(unsafe.Sizeof(limits)))
+	// Breakaway is allowed: installers that start a service's helper or an updater expect it. Once the process runs, the job does not
+	// kill on close: what a task left running on purpose outlives the agent. Until then it does: an agent that is killed just now
+	// would leave a process that never begins, and never ends.
+	limit(job, windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE)
 
 	var inherited [3]windows.Handle
 	defer func() {
@@ -147,7 +146,14 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 		windows.CloseHandle(job)
 		return nil, startError(program, err)
 	}
+	limit(job, 0)
 	return &tree{process: made.Process, job: job, id: made.ProcessId}, nil
+}
+
+func limit(job windows.Handle, flags uint32) {
+	limits := windows.JOBOBJECT_EXTENDED_LIMIT_INFORMATION{}
+	limits.BasicLimitInformation.LimitFlags = windows.JOB_OBJECT_LIMIT_BREAKAWAY_OK | flags
+	_, _ = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, uintptr(unsafe.Pointer(&limits)), uint32(unsafe.Sizeof(limits)))
 }
 
 func detailOf(err error) string {

@@ -190,10 +190,15 @@ func configOf(service *mgr.Service) (*windows.QUERY_SERVICE_CONFIG, error) {
 	return config, err
 }
 
+// gone tells of a key that is not there, or has been deleted since it was opened.
+func gone(err error) bool {
+	return err == registry.ErrNotExist || err == windows.ERROR_KEY_DELETED
+}
+
 // values collects every value below a key of HKLM as text.
 func values(path string, into map[string]string) error {
 	key, err := registry.OpenKey(registry.LOCAL_MACHINE, path, registry.READ)
-	if err == registry.ErrNotExist {
+	if gone(err) {
 		return nil
 	}
 	if err != nil {
@@ -202,6 +207,10 @@ func values(path string, into map[string]string) error {
 	defer key.Close()
 	into[path] = ""
 	names, err := key.ReadValueNames(0)
+	if gone(err) {
+		delete(into, path)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -221,6 +230,9 @@ func values(path string, into map[string]string) error {
 		into[path+`\\`+name] = text
 	}
 	children, err := key.ReadSubKeyNames(0)
+	if gone(err) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
