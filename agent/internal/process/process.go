@@ -49,6 +49,7 @@ type Request struct {
 	KeepInputOpen bool
 	Timeout       time.Duration // 0: none
 	SafeToKill    bool
+	Warm          bool // the input is a program for an interpreter that may be kept warm
 }
 
 // child is a started process tree.
@@ -68,6 +69,7 @@ type child interface {
 // Table has the processes.
 type Table struct {
 	folder string
+	warm   warmer
 
 	mu      sync.Mutex
 	byID    map[string]*Process
@@ -200,8 +202,13 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		}
 	}
 	p.began = time.Now()
-	if p.child, err = start(r, t.folder, p.Handle, files); err != nil {
-		return failed(err)
+	if r.Warm && p.input != nil && !r.KeepInputOpen {
+		p.child = t.warm.start(r, p.Handle, p.input, files)
+	}
+	if p.child == nil {
+		if p.child, err = start(r, t.folder, p.Handle, files); err != nil {
+			return failed(err)
+		}
 	}
 	p.pipes.Add(2)
 	for i := range p.output {
@@ -558,6 +565,7 @@ func (t *Table) End() {
 		}
 		p.mu.Unlock()
 	}
+	t.warm.end()
 	for _, p := range all {
 		if p.safeToKill {
 			p.Await(context.Background(), 5*time.Second, nil)
