@@ -9,6 +9,7 @@ _path = list(sys.path)
 # A program's own folder, here the working directory, comes first in the path: nothing may be imported from there.
 sys.path = [entry for entry in sys.path if entry not in ('', '.')]
 
+import _imp
 import ast
 import base64
 import gc
@@ -18,7 +19,7 @@ import io
 import json
 import os
 import select
-import shutil
+import shutil  # noqa: F401 - a module's wrapper imports it, as some of the others
 import signal
 import socket
 import struct
@@ -27,8 +28,6 @@ import types
 import warnings
 import zipfile
 import zipimport
-
-import _imp
 
 #: Where the code of a template's modules says that it comes from, until a module's own archive is there.
 PLACE = '<archive>'
@@ -451,7 +450,7 @@ def receive(connection):
 
 
 def send(connection, order, descriptors):
-    connection.sendmsg([json.dumps(order).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('=%di' % len(descriptors), *descriptors))])
+    connection.sendmsg([json.dumps(order).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f'={len(descriptors)}i', *descriptors))])
 
 
 def begin(descriptors, folder, archive):
@@ -489,9 +488,10 @@ def begin(descriptors, folder, archive):
 
 
 _connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-_connection.connect('\0' + RENDEZVOUS[0])
-_connection.send(RENDEZVOUS[1].encode())
-del RENDEZVOUS
+_name, _token = globals().pop('RENDEZVOUS')
+_connection.connect('\0' + _name)
+_connection.send(_token.encode())
+del _name, _token
 _program = begin(*Template(_connection).serve())
 try:
     exec(compile(_program[0], '<stdin>', 'exec', dont_inherit=True), _program[1])
@@ -501,4 +501,4 @@ except BaseException:
     _error = sys.exc_info()
     sys.excepthook(_error[0], _error[1], _error[2].tb_next)
     del _error
-    raise SystemExit(1)
+    raise SystemExit(1) from None
