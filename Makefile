@@ -127,8 +127,8 @@ lab-images: lab-check ## the lab's root file systems and packages, into the cach
 	@$(LAB) prepare $(LAB_OPTIONS)
 
 .PHONY: bench
-bench: install lab-images ## the figures of docs/performance.md
-	@$(BIN)/python tests/bench/bench.py
+bench: install lab-images ## the figures of docs/performance.md; ROWS=raw,command takes some of them, ROUNDS=1 less often
+	@SOJOURN_BENCH_ROWS=$(ROWS) SOJOURN_BENCH_ROUNDS=$(or $(ROUNDS),5) $(BIN)/python tests/bench/bench.py
 
 .PHONY: clean
 clean: ## what was built here; the lab's cache stays

@@ -431,7 +431,7 @@ class Agent:
 
     def execute(self, arguments: t.Sequence[str] | None = None, *, command_line: str | None = None, directory: str | None = None,
                 environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
-                timeout: float | None = None, safe_to_kill: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
+                timeout: float | None = None, safe_to_kill: bool = False, warm: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
                 converse: t.Callable[[str, bytes], Input | None] | None = None, patience: Patience | None = None,
                 installation: Installation | None = None) -> dict[str, t.Any]:
         """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
@@ -440,6 +440,7 @@ class Agent:
         'stdout' or 'stderr'. ``converse`` likewise, and what it returns, (bytes, close), is written to the process's input, which
         stays open until it says close; ``input_data`` then comes before. ``patience``: see ``Patience``; asked from the process's start on, and only
         beside ``converse``; who has run out of it gets ``Overdue``, and the process's tree is killed. ``safe_to_kill``: may be killed when the lease ends.
+        ``warm``: the input may be a module, which an interpreter that the agent keeps warm may run.
         If the caller is interrupted, the process's whole tree is killed; with ``installation`` only by a task's timeout: where the run is
         cancelled it finishes. Should the broker be killed meanwhile, the same call once more takes up the process that is there.
 
@@ -450,7 +451,7 @@ class Agent:
             'arguments': [str(argument) for argument in arguments] if arguments is not None else None,
             'command_line': command_line, 'directory': directory,
             'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
-            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
+            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill), 'warm': bool(warm),
             'keep_input_open': converse is not None,
         }, installation, input_data, on_output, converse, patience)
 

@@ -725,7 +725,8 @@ class Session:
             'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'), Directory=arguments.get('directory'),
             Environment=[{'Name': name, 'Value': value} for name, value in environment.items()] if environment else None,
             User=arguments.get('user'), Input=data, KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
-            WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, Handle=job.handle, Label=arguments.get('label'))
+            WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, Warm=arguments.get('warm') or None, Handle=job.handle,
+            Label=arguments.get('label'))
 
     def _read(self, channel: channel_module.Channel, job: Job, offsets: tuple[int, int], wait: float) -> dict[str, t.Any]:
         return self._persist(

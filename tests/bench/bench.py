@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The figures of docs/performance.md: time to the first answer, upload speed beside its peers, sizes and memory. `make bench`.
+"""The figures of docs/performance.md: `make bench`, or some rows alone, `make bench ROWS=raw,command`.
 
-Every figure is the median of five runs, the peers of a row taking turns in the same rounds against the same target. Nothing here
-is a test: no figure passes or fails.
+Every figure is the median of five rounds after one to warm up (ROUNDS=1: less patience), the peers of a row taking turns in the same rounds
+against the same target. Nothing here is a test: no figure passes or fails. playing.py has the rows that are playbooks, peers.py who plays
+them; here are the others, in the row `figures`: parts of the first answer, packages sent, sizes and memory.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "build/collections")]
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Agent, run_folder
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+from tests.bench.peers import Peers
+from tests.bench.playing import MANY, ROWS, Row, table
 from tests.lab import Lab
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("SOJOURN_BENCH_ROUNDS", "5"))
 LINUX_TARGETS = 20
 UPLOAD_MB = 256
 MB = 1_000_000
 INSIDE = "SOJOURN_BENCH_INSIDE"
+WANTED = "SOJOURN_BENCH_ROWS"
+FIGURES = "figures"
 
 
 class Bench:
@@ -201,19 +206,30 @@ def broker_memory(bench: Bench) -> None:
     bench.row(f"broker's resident memory, {LINUX_TARGETS} sessions, MB", f"{twenty:.1f}")
 
 
-def measure(lab_name: str) -> None:
-    """Takes all figures; runs in the controller's network."""
+def measure(lab_name: str, wanted: list[str]) -> None:
+    """Takes the figures; runs in the controller's network."""
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sojourn-bench-")))
         bench = Bench(Lab(lab_name), work)
-        first_answer(bench, "linux1")
-        first_answer(bench, "windows1")
-        broker_memory(bench)
-        sizes(bench)
-        uploads(bench, stack)
-    print("\n| what | figure |\n|---|---|")
-    for what, figure in bench.rows:
-        print(f"| {what} | {figure} |")
+        peers = Peers(bench.lab, work)
+        rows: list[Row] = []
+        for name in wanted:
+            if name == FIGURES:
+                first_answer(bench, "linux1")
+                first_answer(bench, "windows1")
+                broker_memory(bench)
+                sizes(bench)
+                uploads(bench, stack)
+                continue
+            found = ROWS[name](peers, ROUNDS)
+            print(table(found), flush=True)
+            rows += found
+        if rows:
+            print(f"\n{peers.version}\n\n{table(rows)}")
+    if bench.rows:
+        print("\n| what | figure |\n|---|---|")
+        for what, figure in bench.rows:
+            print(f"| {what} | {figure} |")
 
 
 def main() -> int:
@@ -222,16 +238,21 @@ def main() -> int:
     if words[:1] == ["--first-answer"]:
         first_answer_sample(words[1], words[2])
         return 0
+    every = [*ROWS, FIGURES]
+    wanted = os.environ.get(WANTED, "").replace(",", " ").split() or every
+    if unknown := set(wanted) - set(every):
+        raise SystemExit(f"bench.py: no such row: {', '.join(sorted(unknown))} (there are {', '.join(every)})")
     if os.environ.get(INSIDE):
-        measure(os.environ[INSIDE])
+        measure(os.environ[INSIDE], wanted)
         return 0
     if missing := [tool for tool in ("scp", "smbclient") if not shutil.which(tool)]:
         packages = [{"scp": "openssh-client"}.get(tool, tool) for tool in missing]
         subprocess.run(["apt-get", "-qq", "install", "--yes", "--no-install-recommends", *packages], check=True)
-    lab = Lab("bench")
+    lab = Lab(os.environ.get("SOJOURN_BENCH_LAB", "bench"))
     lab.down()
-    lab.up(linux=LINUX_TARGETS, windows=1)
+    lab.up(linux=LINUX_TARGETS if set(wanted) & set(MANY) else 1, windows=1 if FIGURES in wanted else 0)
     try:
+        _ = Peers(lab, Path()).controller  # built here: in the lab's network nothing can be fetched
         return subprocess.call(lab.inside("controller", [sys.executable, __file__]), env={**os.environ, INSIDE: lab.name})
     finally:
         lab.down()

@@ -127,6 +127,7 @@ type (
 		TimeoutSeconds *float64
 		WaitSeconds    *float64
 		SafeToKill     *bool
+		Warm           *bool
 		Handle         *string
 		Label          *string
 	}

@@ -226,6 +226,7 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 		Handle: given(r.Handle), Label: given(r.Label),
 		Arguments: r.Arguments, CommandLine: given(r.CommandLine), Directory: given(r.Directory), User: given(r.User),
 		KeepInputOpen: given(r.KeepInputOpen), Timeout: timeout, SafeToKill: given(r.SafeToKill),
+		Warm: given(r.Warm),
 	}
 	for _, v := range r.Environment {
 		request.Environment = append(request.Environment, process.Variable(v))

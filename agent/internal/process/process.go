@@ -52,6 +52,7 @@ type Request struct {
 	KeepInputOpen bool
 	Timeout       time.Duration // 0: none
 	SafeToKill    bool
+	Warm          bool // the input is a program for an interpreter that may be kept warm
 }
 
 // child is a started process tree.
@@ -72,6 +73,7 @@ type child interface {
 type Table struct {
 	folder string
 	tell   Coming
+	warm   warmer
 
 	mu      sync.Mutex
 	byID    map[string]*Process
@@ -230,8 +232,13 @@ func (p *Process) spawn(t *Table, r *Request) error {
 	coming := func(id int) {
 		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill})
 	}
-	if p.child, err = start(r, t.folder, p.Handle, files, coming); err != nil {
-		return failed(err)
+	if r.Warm && p.input != nil && !r.KeepInputOpen {
+		p.child = t.warm.start(r, p.Handle, p.input, files, coming)
+	}
+	if p.child == nil {
+		if p.child, err = start(r, t.folder, p.Handle, files, coming); err != nil {
+			return failed(err)
+		}
 	}
 	p.pipes.Add(2)
 	for i := range p.output {
@@ -611,6 +618,7 @@ func (t *Table) End() {
 		}
 		p.mu.Unlock()
 	}
+	t.warm.end()
 	for _, p := range all {
 		if p.safeToKill {
 			p.Await(context.Background(), 5*time.Second, nil)

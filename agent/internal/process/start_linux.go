@@ -24,10 +24,18 @@ type tree struct {
 	group   *group // nil: none can be had; then descendants are found by parent and session
 }
 
-func start(r *Request, _, handle string, files [3]*os.File, coming func(id int)) (child, error) {
+// setting is all that the beginning of a process depends on.
+type setting struct {
+	who         *account.Account
+	directory   string
+	environment []string
+	arguments   []string
+	program     string
+}
+
+func settle(r *Request) (s *setting, err error) {
 	who := account.Current()
 	if r.User != "" {
-		var err error
 		if who, err = account.Lookup(r.User); err != nil {
 			return nil, err
 		}
@@ -57,20 +65,37 @@ func start(r *Request, _, handle string, files [3]*os.File, coming func(id int))
 	if err != nil {
 		return nil, startError(arguments[0], err)
 	}
-	attributes := &os.ProcAttr{
-		Dir: directory, Env: environment, Files: files[:],
-		Sys: &syscall.SysProcAttr{Setsid: true, Credential: who.Credential()},
+	return &setting{who, directory, environment, arguments, program}, nil
+}
+
+func start(r *Request, _, handle string, files [3]*os.File, coming func(id int)) (child, error) {
+	s, err := settle(r)
+	if err != nil {
+		return nil, err
 	}
-	t := &tree{group: newGroup(handle)}
+	t, err := s.start(groupPrefix+handle, files, coming)
+	if err != nil {
+		return nil, startError(s.arguments[0], err)
+	}
+	return t, nil
+}
+
+func (s *setting) start(group string, files [3]*os.File, coming func(id int)) (*tree, error) {
+	attributes := &os.ProcAttr{
+		Dir: s.directory, Env: s.environment, Files: files[:],
+		Sys: &syscall.SysProcAttr{Setsid: true, Credential: s.who.Credential()},
+	}
+	t := &tree{group: newGroup(group)}
 	if t.group != nil {
 		attributes.Sys.UseCgroupFD, attributes.Sys.CgroupFD = true, int(t.group.folder.Fd())
 		coming(0)
 	}
-	t.process, err = os.StartProcess(program, arguments, attributes)
+	var err error
+	t.process, err = os.StartProcess(s.program, s.arguments, attributes)
 	if err != nil && t.group != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ENOEXEC) {
 		// Kernels before 5.7 cannot start a process in a group: it is moved there, a moment late.
 		attributes.Sys.UseCgroupFD = false
-		if t.process, err = os.StartProcess(program, arguments, attributes); err == nil && t.group.add(t.process.Pid) != nil {
+		if t.process, err = os.StartProcess(s.program, s.arguments, attributes); err == nil && t.group.add(t.process.Pid) != nil {
 			t.group.remove()
 			t.group = nil
 		}
@@ -79,7 +104,7 @@ func start(r *Request, _, handle string, files [3]*os.File, coming func(id int))
 		if t.group != nil {
 			t.group.remove()
 		}
-		return nil, startError(arguments[0], err)
+		return nil, err
 	}
 	if t.group == nil {
 		coming(t.process.Pid)
@@ -143,9 +168,15 @@ func lookPath(program, directory string, environment []string) (string, error) {
 func (t *tree) wait() int64 {
 	state, err := t.process.Wait()
 	if err != nil {
-		return 255
+		return lost
 	}
-	status := state.Sys().(syscall.WaitStatus)
+	return exitCode(state.Sys().(syscall.WaitStatus))
+}
+
+// lost is the exit code of a process whose own nobody knows.
+const lost = 255
+
+func exitCode(status syscall.WaitStatus) int64 {
 	if status.Signaled() {
 		return 128 + int64(status.Signal())
 	}
@@ -300,13 +331,13 @@ type group struct {
 
 const groupPrefix = "execution-"
 
-// newGroup makes a control group for a tree, or gives nil where that cannot be done: no cgroup2, or not ours to divide.
-func newGroup(handle string) *group {
+// newGroup makes a control group of a name for a tree, or gives nil where that cannot be done: no cgroup2, or not ours to divide.
+func newGroup(name string) *group {
 	own := ownGroup()
 	if own == "" {
 		return nil
 	}
-	path := filepath.Join(own, groupPrefix+handle)
+	path := filepath.Join(own, name)
 	if os.Mkdir(path, 0o755) != nil {
 		return nil
 	}

@@ -1,0 +1,504 @@
+# Keeps a Python warm for the modules of Ansible: imports once what they all import, and forks for each of them.
+# The agent starts it by the very command line of a module, on whose standard input it comes in the module's place, after a line
+# that sets RENDEZVOUS. See warm_linux.go for who says what. Python 3.7 and newer.
+_pristine = {name: value for name, value in globals().items() if name != 'RENDEZVOUS'}  # what is in a program's namespace when it begins
+
+import sys
+
+_path = list(sys.path)
+# A program's own folder, here the working directory, comes first in the path: nothing may be imported from there.
+sys.path = [entry for entry in sys.path if entry not in ('', '.')]
+
+import _imp
+import ast
+import base64
+import gc
+import importlib
+import importlib.machinery
+import io
+import json
+import os
+import select
+import shutil  # noqa: F401 - a module's wrapper imports it, as some of the others
+import signal
+import socket
+import struct
+import tempfile
+import types
+import warnings
+import zipfile
+import zipimport
+
+#: Where the code of a template's modules says that it comes from, until a module's own archive is there.
+PLACE = '<archive>'
+#: Further templates of one command line; the one that was used longest ago goes.
+TEMPLATES = 12
+#: What has an effect on what an interpreter finds when it starts, beside what is in its path.
+SYSTEM = ('/etc/ld.so.cache', '/etc/localtime', '/etc/nsswitch.conf')
+
+
+def look(paths):
+    """How files and folders are now: an interpreter that was started before one changed might not find what one started now would."""
+    found = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            found.append((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def watched():
+    paths = [sys.executable, *SYSTEM]
+    for entry in {*_path, os.path.dirname(os.__file__)}:
+        paths += [entry, os.path.join(entry, 'site-packages')] if entry not in ('', '.') else []
+    try:
+        import site
+
+        # Also those that are not there yet.
+        paths += [*site.getsitepackages(), site.getusersitepackages()]
+    except (ImportError, AttributeError):
+        pass
+    return paths
+
+
+def effects():
+    """What a module that is imported may do to its process beside being there; a template's must not."""
+    return (sorted(os.listdir('/proc/self/fd')), len(os.listdir('/proc/self/task')), dict(os.environ), os.getcwd(), list(sys.path), list(sys.path_hooks),
+            [signal.getsignal(number) for number in range(1, signal.NSIG)], sys.excepthook, sys.stdout, sys.stderr, sys.displayhook)
+
+
+class Archive:
+    """A module's zip: what of it was imported, and what was looked for in vain."""
+
+    def __init__(self, data):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            self.files = {name: archive.read(name) for name in archive.namelist()}
+        self.loaded = {}  # name: (module, code, file, content)
+        self.missed = set()
+        self.code = {}  # of the module itself: source, code
+
+    def file(self, name):
+        base = name.replace('.', '/')
+        for path, package in ((base + '/__init__.py', True), (base + '.py', False)):
+            if path in self.files:
+                return path, package
+        return None
+
+    # As a finder and loader of modules
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] != 'ansible':
+            return None
+        found = self.file(name)
+        if found is None:
+            self.missed.add(name)
+            return None
+        spec = importlib.machinery.ModuleSpec(name, self, origin=PLACE + '/' + found[0], is_package=found[1])
+        spec.has_location = True
+        if found[1]:
+            spec.submodule_search_locations = [os.path.dirname(spec.origin)]
+        return spec
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        path = self.file(module.__name__)[0]
+        code = compile(self.files[path], module.__spec__.origin, 'exec', dont_inherit=True)
+        self.loaded[module.__name__] = module, code, path, self.files[path]
+        exec(code, module.__dict__)
+
+    # The template
+
+    def fits(self, base):
+        """Whether what another archive's template has imported is just what this one would have."""
+        for unused_module, unused_code, path, content in base.loaded.values():
+            if self.files.get(path) != content:
+                return False
+        return not any(self.file(name) for name in base.missed)
+
+    def prepare(self, base):
+        """Imports what every module does; on top of such a base, what this one certainly will. False: something in it does more than to define things."""
+        if base is None:
+            names = ['ansible.module_utils.basic', 'ansible.module_utils._internal._ansiballz._loader']
+        else:
+            self.loaded, self.missed = dict(base.loaded), set(base.missed)
+            sys.modules.update((name, found[0]) for name, found in base.loaded.items())
+            names = self.module()
+        before = effects()
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        kept = [os.dup(1), os.dup(2)]
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        finders = sys.meta_path[:]
+        good = True
+        try:
+            sys.meta_path.insert(0, self)
+            for name in names:
+                if self.file(name):
+                    importlib.import_module(name)
+        except BaseException:
+            good = False
+        finally:
+            sys.meta_path[:] = finders
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for number, descriptor in enumerate(kept, 1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            os.close(writer)
+            good = good and not os.read(reader, 1)
+            os.close(reader)
+        return good and effects() == before
+
+    def module(self):
+        """Compiles the module itself; gives the names below ansible.module_utils that it imports whatever happens, first thing."""
+        own = [name for name in self.files if name.endswith('.py') and not name.endswith('__init__.py') and (
+            name.startswith('ansible/modules/') or name.startswith('ansible_collections/') and '/plugins/modules/' in name)]
+        if len(own) != 1:
+            return []
+        source = self.files[own[0]]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            try:
+                tree = ast.parse(source)
+                code = compile(source, PLACE + '/' + own[0], 'exec', dont_inherit=True)
+            except (SyntaxError, ValueError):
+                return []
+        if not caught:  # else it is to say so each time
+            self.code = {source: code}
+        names = []
+        for statement in tree.body:
+            if isinstance(statement, ast.ImportFrom) and not statement.level and (statement.module or '').startswith('ansible.module_utils'):
+                names.append(statement.module)
+                names += [statement.module + '.' + alias.name for alias in statement.names]
+            elif isinstance(statement, ast.Import):
+                names += [alias.name for alias in statement.names if alias.name.startswith('ansible.module_utils.')]
+        return names
+
+    def settle(self):
+        """For the time between two modules: all that was imported is out of sight."""
+        for name in self.loaded:
+            sys.modules.pop(name, None)
+        gc.collect()
+        gc.freeze()
+
+
+class Handover:
+    """In the module's process: when it first imports something of its archive, what the template has of it is put there at once."""
+
+    def __init__(self, archive):
+        self._archive = archive
+
+    def find_spec(self, name, path=None, target=None):
+        if name != 'ansible' or path is not None:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        place = getattr(getattr(spec, 'loader', None), 'archive', None)
+        if place is None or place != sys.path[0] or spec.origin != place + '/ansible/__init__.py':
+            return spec  # it is from elsewhere
+        loaders = {}
+        for name, (module, code, file, unused_content) in self._archive.loaded.items():
+            self._place(module, code, place, file, loaders)
+            sys.modules[name] = module
+        if hasattr(zipimport, '_compile_source'):
+            self._remember()
+        return importlib.machinery.ModuleSpec('ansible', self, origin=spec.origin, is_package=True)
+
+    @staticmethod
+    def _place(module, code, place, file, loaders):
+        """As if it had been imported from the archive."""
+        path = place + '/' + file
+        parent = '/'.join([place, *module.__name__.split('.')[:-1]])
+        loader = loaders.get(parent) or loaders.setdefault(parent, zipimport.zipimporter(parent))
+        spec = importlib.machinery.ModuleSpec(module.__name__, loader, origin=path, is_package=module.__spec__.submodule_search_locations is not None)
+        spec.has_location = True
+        if spec.submodule_search_locations is not None:
+            spec.submodule_search_locations = [os.path.dirname(path)]
+            module.__path__ = spec.submodule_search_locations
+        module.__spec__, module.__loader__, module.__file__, module.__cached__ = spec, loader, path, spec.cached
+        _imp._fix_co_filename(code, path)
+
+    def _remember(self):
+        known, compile_source = self._archive.code, zipimport._compile_source
+
+        def remembered(path, source):
+            code = known.pop(source, None)
+            if code is None:
+                return compile_source(path, source)
+            zipimport._compile_source = compile_source
+            _imp._fix_co_filename(code, path)
+            return code
+
+        zipimport._compile_source = remembered
+
+    def create_module(self, spec):
+        return sys.modules[spec.name]
+
+    def exec_module(self, module):
+        module.__spec__ = importlib.machinery.ModuleSpec('ansible', module.__loader__, origin=module.__file__, is_package=True)
+        module.__spec__.has_location = True
+        module.__spec__.submodule_search_locations = module.__path__
+
+
+class Forked(Exception):
+    """This process has become another template while it did what the first one was told."""
+
+
+class Template:
+    """A process that forks: for modules, or for further templates. Its end is that of the connection that it hears by."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.archive = None  # the first one has none, and passes on to those that have
+        self.templates = {}  # of the first one: hash of the zip: its connection, or None where it can have none; the last used is the last
+        self.bases = []  # of the first one: archive and connection of templates to make others from
+        self.started = None
+        self.children = {}  # process id: where to report its end; None: nowhere
+        self.ended, self.end = os.pipe()
+        os.set_blocking(self.end, False)
+        os.set_blocking(self.ended, False)
+        self.handler = signal.signal(signal.SIGCHLD, lambda *unused: None)
+        signal.set_wakeup_fd(self.end, warn_on_full_buffer=False)
+
+    def close(self):
+        """In a process that is forked off: nothing of the template's own goes with it."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, self.handler)
+        self.connection.close()
+        for descriptor in (self.ended, self.end, *self.children.values()):
+            if descriptor is not None:
+                os.close(descriptor)
+        for connection in (*self.templates.values(), *(connection for unused, connection in self.bases)):
+            if connection is not None:
+                connection.close()
+        self.children, self.templates, self.bases = {}, {}, []
+
+    def serve(self):
+        """Comes back in the process of a module: its descriptors, the folder, the archive."""
+        while True:
+            ready = select.select([self.connection, self.ended], [], [])[0]
+            if self.ended in ready:
+                self.reap()
+            if self.connection in ready:
+                try:
+                    message, descriptors = receive(self.connection)
+                except OSError:
+                    message = None
+                if not message:
+                    os._exit(0)
+                order = json.loads(message)
+                try:
+                    job = getattr(self, order.pop('order'))(descriptors, **order)
+                except Forked:
+                    continue
+                if job is not None:
+                    return job
+
+    def reap(self):
+        try:
+            os.read(self.ended, 4096)
+        except BlockingIOError:
+            pass
+        while self.children:
+            try:
+                child, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not child:
+                return
+            report = self.children.pop(child, None)
+            if report is not None:
+                try:
+                    os.write(report, b'e' + struct.pack('=i', status))
+                except OSError:
+                    pass
+                os.close(report)
+
+    # Orders
+
+    def learn(self, descriptors, archive):
+        """The agent gives a zip, in base64; a template is made for it."""
+        while len(self.templates) >= TEMPLATES:
+            self.forget(next(iter(self.templates)))
+        self.templates[archive] = None
+        data = read(descriptors[0])
+        content = opened(data)
+        if content is not None:
+            base = next((connection for known, connection in self.bases if content.fits(known)), None) or self.base(content, descriptors[0])
+            if base is not None:
+                self.templates[archive] = self.template(base, descriptors[0])
+        os.close(descriptors[0])
+
+    def base(self, content, zip_descriptor):
+        """Makes the template of templates for all zips in which what every module imports is the same."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if not child:
+            ours.close()
+            os.close(zip_descriptor)
+            self.close()
+            self.__init__(theirs)
+            self.become(content, None)
+            raise Forked
+        self.children[child] = None
+        theirs.close()
+        answer = ours.recv(1 << 17)
+        if not answer:
+            ours.close()
+            return None
+        loaded, missed = json.loads(answer)
+        content.loaded = {name: (None, None, path, content.files[path]) for name, path in loaded.items()}
+        content.missed = set(missed)
+        self.bases.append((content, ours))
+        return ours
+
+    @staticmethod
+    def template(base, zip_descriptor):
+        """Has a base make the template of one zip."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            send(base, {'order': 'branch'}, [theirs.fileno(), zip_descriptor])
+        if ours.recv(1 << 17):
+            return ours
+        ours.close()
+        return None
+
+    def branch(self, descriptors):
+        """The first template has this base make the template of one zip."""
+        connection, file = descriptors
+        content = opened(read(file))
+        os.close(file)
+        child = os.fork()
+        if not child:
+            base = self.archive
+            self.close()
+            self.__init__(socket.socket(fileno=connection))
+            self.become(content, base)
+            return
+        os.close(connection)
+        self.children[child] = None
+
+    def become(self, archive, base):
+        """A template for an archive."""
+        if not archive.prepare(base):
+            os._exit(0)
+        archive.settle()
+        self.archive = archive
+        self.connection.send(json.dumps([{name: found[2] for name, found in archive.loaded.items()}, sorted(archive.missed)]).encode())
+
+    def forget(self, archive):
+        connection = self.templates.pop(archive)
+        if connection is not None:
+            connection.close()
+
+    def run(self, descriptors, archive, folder):
+        """Forks for a module; with the last descriptor its end is reported, or why it was not begun."""
+        report = descriptors[-1]
+        if self.archive is None:
+            if self.started is None:
+                self.started = watched(), look(watched())
+            word = b's' if look(self.started[0]) != self.started[1] else b'' if archive in self.templates else b'u'
+            if word:
+                os.write(report, word)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                return None
+            connection = self.templates.pop(archive)
+            self.templates[archive] = connection
+            if connection is not None:
+                send(connection, {'order': 'run', 'archive': archive, 'folder': folder}, descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                return None
+        child = os.fork()
+        if child:
+            self.children[child] = report
+            for descriptor in descriptors[:-1]:
+                os.close(descriptor)
+            return None
+        self.close()
+        return descriptors, folder, self.archive
+
+
+def read(descriptor):
+    with open(descriptor, 'rb', closefd=False) as file:
+        file.seek(0)
+        return base64.b64decode(file.read())
+
+
+def opened(data):
+    try:
+        return Archive(data)
+    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError):
+        return None
+
+
+def receive(connection):
+    message, ancillary, unused_flags, unused_address = connection.recvmsg(65536, socket.CMSG_SPACE(4 * 8))
+    descriptors = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors += [number for number, in struct.iter_unpack('=i', data[:len(data) - len(data) % 4])]
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return message, descriptors
+
+
+def send(connection, order, descriptors):
+    connection.sendmsg([json.dumps(order).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f'={len(descriptors)}i', *descriptors))])
+
+
+def begin(descriptors, folder, archive):
+    """Makes this the process that a cold one would have been; gives the program."""
+    report = descriptors[3]
+    os.setsid()
+    for number, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    # The agent learns the process id from the message's credentials, and puts the process where its tree is kept together.
+    os.write(report, b'b')
+    if os.read(report, 1) != b'g':
+        os._exit(255)
+    os.close(report)
+    try:
+        os.chdir(folder)
+    except OSError:
+        pass  # where another user's process is begun there as well
+    pieces = []
+    while True:
+        piece = os.read(0, 1 << 16)
+        if not piece:
+            break
+        pieces.append(piece)
+    sys.path[:] = _path
+    tempfile.tempdir = None
+    importlib.invalidate_caches()
+    if archive is not None:
+        sys.meta_path.insert(0, Handover(archive))
+    main = types.ModuleType('__main__')
+    main.__dict__.clear()
+    main.__dict__.update(_pristine)
+    sys.modules['__main__'] = main
+    return b''.join(pieces), main.__dict__
+
+
+_connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+_name, _token = globals().pop('RENDEZVOUS')
+_connection.connect('\0' + _name)
+_connection.send(_token.encode())
+del _name, _token
+_program = begin(*Template(_connection).serve())
+try:
+    exec(compile(_program[0], '<stdin>', 'exec', dont_inherit=True), _program[1])
+except (SystemExit, KeyboardInterrupt):
+    raise
+except BaseException:
+    _error = sys.exc_info()
+    sys.excepthook(_error[0], _error[1], _error[2].tb_next)
+    del _error
+    raise SystemExit(1) from None

@@ -1,0 +1,289 @@
+package process
+
+import (
+	"archive/zip"
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sojourn.example/agent/internal/account"
+)
+
+// wrapper is as much of AnsiballZ as there is to it: a zip in a temporary folder comes first in the path, the module in it runs as __main__.
+const wrapper = `_ANSIBALLZ_WRAPPER = True
+def main(zip_data, params):
+    import sys
+    sys.path = [p for p in sys.path if p not in ('', '.')]
+    import base64, os, runpy, shutil, tempfile
+    folder = os.path.realpath(tempfile.mkdtemp(prefix='ansible_thing_payload_'))
+    try:
+        path = os.path.join(folder, 'ansible_thing_payload.zip')
+        with open(path, 'wb') as file:
+            file.write(base64.b64decode(zip_data))
+        sys.path.insert(0, path)
+        from ansible.module_utils import basic
+        basic._ANSIBLE_ARGS = params
+        runpy.run_module(mod_name='ansible.modules.thing', init_globals={}, run_name='__main__', alter_sys=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+main(zip_data = '%s', params='%s')
+`
+
+// basic counts in a variable how often it is run: once for all that are forked.
+const basic = "import os, time\n_ANSIBLE_ARGS = None\nBEGUN = str(time.time())\ndef fail():\n    raise ValueError('from basic')\n"
+
+type warming struct {
+	t     *testing.T
+	table *Table
+}
+
+func newWarming(t *testing.T) *warming {
+	t.Helper()
+	w := &warming{t, NewTable(t.TempDir(), nil)}
+	t.Cleanup(w.table.End)
+	return w
+}
+
+func program(t *testing.T, module, params string, others map[string]string) string {
+	t.Helper()
+	files := map[string]string{
+		"ansible/__init__.py": "", "ansible/module_utils/__init__.py": "", "ansible/module_utils/basic.py": basic,
+		"ansible/modules/__init__.py": "", "ansible/modules/thing.py": module,
+	}
+	for name, text := range others {
+		files[name] = text
+	}
+	var raw bytes.Buffer
+	archive := zip.NewWriter(&raw)
+	for name, text := range files {
+		entry, err := archive.Create(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(entry, text)
+	}
+	if err := archive.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf(wrapper, base64.StdEncoding.EncodeToString(raw.Bytes()), params)
+}
+
+func (w *warming) start(warm bool, program string, more func(*Request)) *Process {
+	w.t.Helper()
+	r := &Request{CommandLine: "/bin/sh -c '" + python(w.t) + "'", Input: strings.NewReader(program), Warm: warm}
+	if more != nil {
+		more(r)
+	}
+	p, err := w.table.Start(w.t.Context(), r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return p
+}
+
+func (w *warming) run(warm bool, program string) string {
+	w.t.Helper()
+	p := w.start(warm, program, nil)
+	s := p.Await(w.t.Context(), long, nil)
+	if !s.Ended {
+		w.t.Fatal("it has not ended")
+	}
+	if _, is := p.child.(*warmed); is != warm {
+		w.t.Errorf("warm: %v, but %T", warm, p.child)
+	}
+	got := output(w.t, p, s)
+	return fmt.Sprintf("%d|%s|%s", s.ExitCode, got[0], strings.TrimPrefix(got[1], "Killed\n")) // as shells say of their children
+}
+
+func python(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("python3")
+	if err != nil {
+		t.Fatal("there is no python3")
+	}
+	return path
+}
+
+// TestWarmIsAsCold runs what a module may do both ways.
+func TestWarmIsAsCold(t *testing.T) {
+	w := newWarming(t)
+	for name, module := range map[string]string{
+		"output":      "from ansible.module_utils import basic\nimport sys\nprint(basic._ANSIBLE_ARGS); sys.stderr.write('e\\n'); sys.exit(3)",
+		"no exit":     "print(1)",
+		"error":       "import os, sys\nos.chdir('/')\nraise SystemExit('a word')",
+		"exception":   "import sys\nsys.tracebacklimit = 0\nraise ValueError('x')",
+		"_exit":       "import os\nos.write(1, b'now'); os._exit(9)",
+		"killed":      "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+		"input":       "import sys\nprint(repr(sys.stdin.read()), sys.stdin.buffer.raw.name, sys.stdin.isatty())",
+		"large":       "import sys\nsys.stdout.write('0123456789' * 60000)",
+		"streams":     "import sys\nprint([(s.encoding, s.errors, s.line_buffering) for s in (sys.stdin, sys.stdout, sys.stderr)])",
+		"environment": "import os\nprint(sorted((n, v) for n, v in os.environ.items() if n != '_'), os.getcwd(), os.umask(0))",
+		"identity":    "import os\nprint(os.getuid(), os.getgid(), os.getgroups(), os.getsid(0) != os.getppid() and os.getpgid(0) == os.getsid(0))",
+		"arguments":   "import sys\nprint(len(sys.argv), sys.argv[0].endswith('thing.py'), sys.flags, sys.executable)",
+		"main":        "import sys\nm = sys.modules['__main__']\nprint(__name__, m.__dict__ is globals(), __spec__.name, __package__, __builtins__ is not None)",
+		"atexit":      "import atexit, sys\natexit.register(print, 'at the end')\nsys.exit(4)",
+		"threads":     "import threading, time\nt = threading.Timer(0.1, print, ['later'])\nt.start()\nprint(threading.active_count())",
+		"limits":      "import resource\nprint([resource.getrlimit(n) for n in range(16)])",
+		"signals":     "import signal\nprint([(n, str(signal.getsignal(n))) for n in range(1, 65) if n not in (32, 33)], signal.pthread_sigmask(signal.SIG_BLOCK, []))",
+		"descriptors": "import os\nprint(sorted((n, os.readlink('/proc/self/fd/' + n).partition(':')[0]) for n in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + n)))",
+		"command":     "import os\nprint(open('/proc/self/cmdline').read(), open('/proc/self/comm').read())",
+		"children":    "import subprocess\nprint(subprocess.run(['/bin/sh', '-c', 'echo hello; exit 5'], capture_output=True))",
+		"processes":   "import multiprocessing\nif __name__ == '__main__':\n    with multiprocessing.get_context('fork').Pool(2) as pool:\n        print(pool.map(abs, [-1, -2]))",
+		"path":        "import sys\nprint(sys.path[1:], len(sys.meta_path), len(sys.path_hooks), sorted(n for n in sys.modules if n.startswith('ansible')))",
+		"locale":      "import locale\nlocale.setlocale(locale.LC_ALL, 'C')\nprint(locale.getlocale(), locale.getpreferredencoding())",
+		"files": "from ansible.module_utils import basic\nimport inspect, sys\nz = sys.path[0]\n" +
+			"print([s.replace(z, 'Z') for s in (basic.__file__, basic.__spec__.origin, basic.fail.__code__.co_filename, basic.__loader__.archive, str(basic.__cached__))], " +
+			"basic.__loader__.prefix, type(basic.__loader__), sys.modules['ansible'].__path__ == [z + '/ansible'], inspect.getsource(basic.fail))",
+		"traceback": "import sys, traceback\nfrom ansible.module_utils import basic\ntry:\n    basic.fail()\nexcept ValueError:\n" +
+			"    print(traceback.format_exc().replace(sys.path[0], 'Z'))",
+		"main_traceback": "import sys\nsys.excepthook = lambda t, v, b: print(t, v, b.tb_frame.f_code.co_filename, b.tb_lineno)\n1/0",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &warming{t, w.table}
+			text := program(t, module, "secret", nil)
+			cold := w.run(false, text)
+			for range 2 {
+				if warm := w.run(true, text); warm != cold {
+					t.Errorf("cold: %s\nwarm: %s", cold, warm)
+				}
+			}
+		})
+	}
+}
+
+func TestWarmImportsOnce(t *testing.T) {
+	w := newWarming(t)
+	ask := func(more string) string {
+		return w.run(true, program(t, "from ansible.module_utils import basic\nprint(basic.BEGUN)\n"+more, "", nil))
+	}
+	first := ask("")
+	if again, other := ask(""), ask("# another module"); again != first || other != first {
+		t.Errorf("%q %q %q", first, again, other)
+	}
+	changed := program(t, "from ansible.module_utils import basic\nprint(basic.BEGUN)", "", map[string]string{"ansible/module_utils/basic.py": basic + "BEGUN = 'mine'\n"})
+	if got := w.run(true, changed); got != "0|mine\n|" {
+		t.Errorf("other content, the same name: %q", got)
+	}
+}
+
+// TestWarmKeepsEffectsOut has module_utils do what must happen in each process anew.
+func TestWarmKeepsEffectsOut(t *testing.T) {
+	for name, effect := range map[string]string{
+		"output": "print('said')", "thread": "import threading\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()",
+		"file": "file = open('/etc/passwd')", "environment": "os.environ['MARK'] = 'x'", "error": "raise ImportError('no')",
+		"handler": "import signal\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWarming(t)
+			text := program(t, "import os\nfrom ansible.module_utils import basic\nprint(basic.BEGUN == '', os.environ.get('MARK'))\n", "",
+				map[string]string{"ansible/module_utils/basic.py": basic + effect})
+			strip := func(s string) string {
+				lines := strings.Split(s, "\n")
+				return lines[0] + lines[max(len(lines)-2, 0)]
+			}
+			if cold, warm := w.run(false, text), w.run(true, text); strip(warm) != strip(cold) {
+				t.Errorf("cold: %s\nwarm: %s", cold, warm)
+			}
+		})
+	}
+}
+
+func TestWhatIsNoWrapperRunsCold(t *testing.T) {
+	w := newWarming(t)
+	good := program(t, "print(1)", "", nil)
+	for _, text := range []string{"print(1)", good + "\nzip_data='UEsDBAAA'\n", strings.Replace(good, "zip_data = ", "other = ", 1)} {
+		p := w.start(true, text, nil)
+		if s := p.Await(t.Context(), long, nil); !s.Ended {
+			t.Fatal("it has not ended")
+		}
+		if _, is := p.child.(*warmed); is {
+			t.Errorf("warm: %.60s", text)
+		}
+	}
+	p := w.start(true, good, func(r *Request) { r.CommandLine = "cat >/dev/null; exit 3" })
+	if s := p.Await(t.Context(), long, nil); s.ExitCode != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestWarmTreeIsKilled(t *testing.T) {
+	w := newWarming(t)
+	mark := filepath.Join(t.TempDir(), "child")
+	text := program(t, "import subprocess, time\np = subprocess.Popen(['sleep', '600'])\nopen('"+mark+"', 'w').write(str(p.pid))\ntime.sleep(600)", "", nil)
+	p := w.start(true, text, func(r *Request) { r.Timeout = 2 * time.Second })
+	if s := p.Await(t.Context(), long, nil); !s.TimedOut || s.ExitCode != 128+int64(unix.SIGKILL) {
+		t.Errorf("%+v", s)
+	}
+	raw, err := os.ReadFile(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := strconv.Atoi(string(raw))
+	for deadline := time.Now().Add(long); alive(id); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("its child is there")
+		}
+	}
+	if got := w.run(true, program(t, "print(1)", "", nil)); got != "0|1\n|" {
+		t.Error(got)
+	}
+}
+
+func alive(id int) bool {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(id) + "/stat")
+	return err == nil && !strings.Contains(string(raw), ") Z ")
+}
+
+// TestWarmEnds looks for what is left of interpreters, while a process that was begun by one goes on.
+func TestWarmEnds(t *testing.T) {
+	w := newWarming(t)
+	p := w.start(true, program(t, "import time\nprint(1, flush=True)\ntime.sleep(600)", "", nil), nil)
+	for deadline := time.Now().Add(long); p.Await(t.Context(), long, &[2]int64{}).Ends[0] == 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("it says nothing")
+		}
+	}
+	var all []int
+	for _, i := range w.table.warm.interpreters {
+		all = append(all, descendants(i.tree.process.Pid)...)
+	}
+	own := p.child.processID()
+	w.table.End()
+	for deadline := time.Now().Add(long); ; time.Sleep(10 * time.Millisecond) {
+		left := 0
+		for _, id := range all {
+			if id != own && alive(id) {
+				left++
+			}
+		}
+		if left == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d are there", left, len(all))
+		}
+	}
+	if !alive(own) {
+		t.Error("the module did not go on")
+	}
+	_ = unix.Kill(own, unix.SIGKILL)
+}
+
+func TestWarmSettingsAreTold(t *testing.T) {
+	base := &setting{who: account.Current(), directory: "/", environment: []string{"A=1"}, arguments: []string{"sh", "-c", "sudo echo BECOME-SUCCESS-abc; python"}, program: "/bin/sh"}
+	same, other := *base, *base
+	same.arguments = []string{"sh", "-c", "sudo echo BECOME-SUCCESS-xyz; python"}
+	other.environment = []string{"A=2"}
+	if base.key() != same.key() || base.key() == other.key() {
+		t.Error(base.key(), same.key(), other.key())
+	}
+}
