@@ -101,8 +101,16 @@ class Peers:
         path.touch()
         return path
 
-    def play(self, column: str, tasks: list[dict[str, Any]], hosts: str = "linux1", options: tuple[str, ...] = (), **variables: str) -> Played:
-        """Plays tasks; a failed one is an error, and no figure."""
+    def known(self, address: str, name: str) -> None:
+        """Has a target's host key admitted by another address too."""
+        with self.lab.known_hosts.open("a") as file:
+            for line in self.lab.known_hosts.read_text().splitlines():
+                hosts, key = line.split(maxsplit=1)
+                if self.lab.target(name).addresses.ula in hosts.split(","):
+                    file.write(f"{address} {key}\n")
+
+    def play(self, column: str, tasks: list[dict[str, Any]], hosts: str = "linux1", *, address: str | None = None) -> Played:
+        """Plays tasks, with ``address`` over another than the inventory's; a failed one is an error, and no figure."""
         number = len(list(self.work.glob("play-*")))
         folder = self.work / f"play-{number}"
         folder.mkdir()
@@ -114,7 +122,7 @@ class Peers:
             "ANSIBLE_STDOUT_CALLBACK": "laps", "SOJOURN_BENCH_LAPS": str(laps), "ANSIBLE_PIPELINING": "true", "ANSIBLE_FORKS": "20",
             "ANSIBLE_SSH_ARGS": f"-o ControlMaster=auto -o ControlPersist=20s -o UserKnownHostsFile={self.lab.known_hosts}",
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder), "ANSIBLE_PARAMIKO_HOST_KEY_CHECKING": "false", "ANSIBLE_DEPRECATION_WARNINGS": "false",
-            "ANSIBLE_CONFIG": str(self.settings), **variables,
+            "ANSIBLE_CONFIG": str(self.settings),
         }  # fmt: skip
         if column == "mitogen":
             site = next((self.controller / "lib").glob("python3*/site-packages"))
@@ -122,8 +130,9 @@ class Peers:
         before = _processor_seconds()
         begin = time.monotonic()
         program = [self.controller / "bin/python", "-P", "-m", "ansible", "playbook"]
+        words = ["-e", f"ansible_connection={CONNECTIONS[column]}", *(["-e", f"ansible_host={address}"] if address else [])]
         done = subprocess.run(
-            [*program, "-i", self.inventory, "-e", f"ansible_connection={CONNECTIONS[column]}", *options, playbook],
+            [*program, "-i", self.inventory, *words, playbook],
             env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
         )  # fmt: skip
         seconds = time.monotonic() - begin

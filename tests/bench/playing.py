@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.peers import OURS, Peers, Played
+from tests.lab.wan import long_way
 
 MB = 1_000_000
 LARGE_MB = 256
 FILES = (200, 1000)
 ITEMS = 100
 MODULES = 40
+#: Of the long way: seconds, and the share of all packets.
+ROUND_TRIP, LOSS = 0.05, 0.01
 #: Deploys the agent, opens the connection: what follows is measured without.
 FIRST: dict[str, Any] = {"name": "first", "ansible.builtin.raw": "true"}
 
@@ -111,6 +114,17 @@ def mixed(peers: Peers, rounds: int) -> list[Row]:
     row = Row("mixed", f"a run of a play of {len(tasks)} mixed modules, all in all", "s")
     cells = {column: partial(peers.play, column, tasks) for column in (OURS, "mitogen", "ssh")}
     take_turns(rounds, cells, lambda column, played: row.add(column, played.seconds))
+    return [row]
+
+
+def far(peers: Peers, rounds: int) -> list[Row]:
+    """The same over a long way. Each run of a column loses the same share of its packets, not the same packets."""
+    tasks = mixed_tasks(peers.work)
+    row = Row("far", f"the same, {ROUND_TRIP * 1000:.0f} ms of round-trip time and {LOSS:.0%} of the packets lost", "s")
+    with long_way(peers.lab.target("linux1"), ROUND_TRIP, LOSS) as address:
+        peers.known(address, "linux1")
+        cells = {column: partial(peers.play, column, tasks, address=address) for column in (OURS, "mitogen", "ssh")}
+        take_turns(min(rounds, 3), cells, lambda column, played: row.add(column, played.seconds))
     return [row]
 
 
@@ -208,7 +222,7 @@ def hosts(peers: Peers, rounds: int) -> list[Row]:
 
 #: By the names that `make bench ROWS=` takes.
 ROWS: dict[str, Callable[[Peers, int], list[Row]]] = {
-    "raw": raw, "command": command, "mixed": mixed, "copy": copy, "folder": folder, "fetch": fetch, "first": first, "hosts": hosts,
+    "raw": raw, "command": command, "mixed": mixed, "far": far, "copy": copy, "folder": folder, "fetch": fetch, "first": first, "hosts": hosts,
 }  # fmt: skip
 #: Rows that want many targets.
 MANY = ("hosts", "figures")

@@ -26,6 +26,7 @@ from tests.lab.processes import Process
 from tests.lab.snapshot import PACKAGE_MANAGERS
 from tests.lab.target import Target
 from tests.lab.waiting import wait_for, wait_for_exit
+from tests.lab.wan import long_way
 from tests.lab.windows_target import WindowsTarget
 
 pytestmark = [
@@ -586,6 +587,15 @@ def test_sending_is_slowed(lab: Lab, linux: LinuxTarget, windows: WindowsTarget,
     assert "htb" not in run(lab.inside("controller", ["tc", "qdisc"])).stdout
     with pytest.raises(LabError, match="written like"):
         slowed(lab.slow("fast"))
+
+
+def test_a_long_way_takes_its_time_and_its_losses_are_made_good(lab: Lab, linux: LinuxTarget) -> None:
+    with long_way(linux, round_trip=0.2, loss=0.05, seed=3) as address:
+        begin = time.monotonic()
+        with connect(lab.network.namespace("controller"), address, 22, timeout=30) as connection:
+            assert time.monotonic() - begin >= 0.2
+            assert connection.recv(4) == b"SSH-"
+    assert "wan0" not in linux.exec(["ip", "-o", "link"]).stdout
 
 
 @pytest.mark.parametrize("name", ["linux1", "windows1"])
