@@ -51,7 +51,8 @@ class Connection(@WAY_IN@.Connection):
         more = memory("VmHWM") - before
         entry = {
             "task": self._task, "command": str(cmd), "input": None if in_data is None else base64.b64encode(in_data).decode(), "code": code,
-            "stderr": base64.b64encode(stderr).decode(), "size": len(stdout), "sha256": hashlib.sha256(stdout).hexdigest(),
+            "stderr": base64.b64encode(stderr).decode(), "stdout": base64.b64encode(stdout[:4096]).decode(),
+            "size": len(stdout), "sha256": hashlib.sha256(stdout).hexdigest(),
             "worker": more, "broker": memory("VmHWM", broker())}
         with open(os.environ["SOJOURN_TEST_EXECUTIONS"], "a") as file:
             file.write(json.dumps(entry) + "\\n")
@@ -68,9 +69,10 @@ class Execution:
     input: bytes | None
     code: int
     stderr: bytes
+    stdout: bytes
+    """Its first 4096 bytes: it may be large."""
     size: int
     sha256: str
-    """Of standard output, which may be large."""
     worker: int
     """Bytes of memory that the worker had more during the call, at most."""
     broker: int
@@ -98,7 +100,7 @@ class Recording:
         tasks: dict[str, list[Execution]] = {}
         for line in self._file.read_text().splitlines():
             entry = json.loads(line)
-            entry["stderr"] = base64.b64decode(entry["stderr"])
+            entry |= {name: base64.b64decode(entry[name]) for name in ("stdout", "stderr")}
             entry["input"] = None if entry["input"] is None else base64.b64decode(entry["input"])
             tasks.setdefault(entry["task"], []).append(Execution(**entry))
         return list(tasks.values())

@@ -150,7 +150,8 @@ def rows(here: Path) -> list[Row]:
         Row("ping, cmd", {f"{windows}ping": {}, "vars": {"ansible_shell_type": "cmd"}}, [result(ping="pong")], lambda r: r["ping"] == "pong"),
         Row("script", {"ansible.builtin.script": f"{script} 'a b'", "register": "script", "failed_when": False},
             [made("script"), says(f"{UNICODE}\r\n", f"{UNICODE}\r\n", 3010), removed],
-            lambda r: (r["stdout"], r["stderr"], r["rc"]) == (f"{UNICODE}\r\n", f"{UNICODE}\r\n", 3010), {"ansible-tmp-script/script.ps1": script.read_bytes()}),
+            lambda r: (r["stdout"], r["stderr"], r["rc"]) == (f"{UNICODE}\r\n", f"{UNICODE}\r\n", 3010),
+            {"ansible-tmp-script/script.ps1": script.read_bytes()}),
         Row("powershell", {f"{windows}powershell": {"script": here_string}}, [result(output=[large], error=[], result={})], lambda r: r["output"] == [large]),
     ]
 
