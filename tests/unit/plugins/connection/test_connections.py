@@ -113,7 +113,7 @@ def test_powershell_text_comes_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("shell", "command", "given"),
     [
-        # ansible-core up to 2.19, and from 2.20 on: there the words are quoted for the shell.
+        # ansible-core 2.17 to 2.19; and 2.21, which quotes the words for the shell.
         *((shell, f"PowerShell {STARTS} QQA=", f"PowerShell {STARTS} QQA=") for shell in ("powershell", "cmd")),
         ("powershell", f"powershell {STARTS} 'Q+A/Q=='", f"powershell {STARTS} Q+A/Q=="),
         ("powershell", f"powershell {STARTS} 'QQA=' -EncodedArguments 'QgA='", f"powershell {STARTS} QQA= -EncodedArguments QgA="),
