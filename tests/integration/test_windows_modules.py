@@ -73,9 +73,9 @@ def says(stdout: str, error: str = "", code: int = 0, find: str = "") -> Answer:
     return Answer(stdout.encode(), clixml(error) if error else b"", code, error.encode(), find)
 
 
-def result(error: str = "", code: int = 0, find: str = "", **values: Any) -> Answer:
+def result(said: str = "", /, code: int = 0, find: str = "", **values: Any) -> Answer:
     """A module's answer."""
-    return says(json.dumps({"changed": False, **values}, ensure_ascii=False) + "\r\n", error, code, find)
+    return says(json.dumps({"changed": False, **values}, ensure_ascii=False) + "\r\n", said, code, find)
 
 
 def made(name: str) -> Answer:
