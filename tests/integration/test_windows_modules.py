@@ -175,8 +175,8 @@ def read(windows_target: Any, path: str) -> bytes:
 
 def recorded(windows_target: Any) -> list[tuple[str, bytes]]:
     """The command line and the standard input of each execution of powershell.exe, in order."""
-    command = f"cd {RECORDINGS}; for file in *.line; do n=${{file%.line}}; echo $n $(base64 -w0 $n.line) $(base64 -w0 $n.input); done"
-    lines = sorted((line.split(" ") for line in windows_target.exec(["sh", "-euc", command]).stdout.splitlines()), key=lambda words: int(words[0]))
+    command = f"cd {RECORDINGS}; for file in *.line; do n=${{file%.line}}; echo $n:$(base64 -w0 $n.line):$(base64 -w0 $n.input); done"
+    lines = sorted((line.split(":") for line in windows_target.exec(["sh", "-euc", command]).stdout.splitlines()), key=lambda words: int(words[0]))
     return [(base64.b64decode(line).decode("utf-16-le"), base64.b64decode(data)) for _, line, data in lines]
 
 
