@@ -18,7 +18,7 @@ LINE = b"0123456789abcdef" * 64
 # Bytes that the worker may take beyond the output itself: the frame that is being received, and what the allocator keeps.
 WORKER = 16 << 20
 # Bytes that broker and agent may have more, at most, than after a small command: a few pieces of 4 MB, as they are read, parsed and sent.
-BROKER, AGENT = 48 << 20, 24 << 20
+BROKER, AGENT = 32 << 20, 12 << 20
 
 # The largest of the agent's processes is the one that serves.
 PEAK = "for pid in $(pgrep -f 'sojourn-.*agent serve'); do sed -n 's/^VmHWM:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/$pid/status; done | sort -n | tail -n1"
