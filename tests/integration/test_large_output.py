@@ -1,4 +1,4 @@
-"""Output of 100 MB: whole, and held once by the worker, in pieces by the broker, on the disk by the agent."""
+"""Output: bytes of every value, and 100 MB of it, whole, held once by the worker, in pieces by the broker, on the disk by the agent."""
 
 from __future__ import annotations
 
@@ -51,3 +51,9 @@ def test_large_output(controller: Controller, linux_target: Any, become: bool, c
     assert small.worker < WORKER
     assert SIZE <= more["worker"] <= copies * SIZE + WORKER
     assert more["broker"] <= BROKER and more["agent"] <= AGENT
+
+
+def test_bytes_go_in_and_out_as_they_are(controller: Controller, linux_target: Any) -> None:
+    data = bytes(range(256)) * 20_000
+    done = controller.agent(linux_target).execute(["sh", "-c", "tee /dev/stderr; exit 255"], input_data=data)
+    assert (done["stdout"], done["stderr"], done["exit_code"]) == (data, data, 255)
