@@ -46,7 +46,9 @@ EXAMPLES = r"""
 #       ansible_password: "{{ vault_files1_password }}"
 """
 
+import base64
 import re
+import subprocess
 import typing as t
 
 from ansible.utils.display import Display
@@ -84,16 +86,46 @@ class Connection(AgentConnection):
 
     def _command_line(self, command: str) -> str:
         """For CreateProcess."""
-        if self._shell.SHELL_FAMILY == 'cmd':
-            if re.match(r'(?i)powershell(\.exe)?\s', command):
-                return command
+        family = self._shell.SHELL_FAMILY
+        words = started_powershell(command, family)
+        if words:
+            return subprocess.list2cmdline(words)
+        if family == 'cmd' or _PIPED.match(command):
             # /s: all between the first and the last quotation mark is the command, whatever quotation marks are in it
             return f'cmd.exe /d /s /c "{command}"'
-        encoded = self._shell._encode_script('', as_list=False, strict_mode=False, preserve_rc=False)
-        if command.startswith(encoded) or command.startswith('type '):
-            # It is PowerShell's command line already, as all that Ansible's own shell plugin makes.
-            return command if command.startswith(encoded) else f'cmd.exe /d /s /c "{command}"'
-        return plain(self._shell._encode_script(command, as_list=False, strict_mode=False, preserve_rc=False))
+        # Not by Ansible's own shell plugin: that takes indentation and empty lines away, which a here-string has a right to, and is to lose the method for it.
+        return ' '.join((*_POWERSHELL, base64.b64encode(command.encode('utf-16-le', 'surrogatepass')).decode('ascii')))
+
+
+_POWERSHELL = ('powershell', '-NoProfile', '-NonInteractive', '-ExecutionPolicy', 'Unrestricted', '-EncodedCommand')
+_QUOTES = "'\u2018\u2019\u201a\u201b"
+#: A word that a shell takes as it is, or in PowerShell's quotation marks, any of which is doubled in between.
+_WORDS = {'powershell': rf"""'(?:[^{_QUOTES}]|([{_QUOTES}])\1)*'|[^\s"`&|;<>(){{}}$@#,{_QUOTES}]+""", 'cmd': r'[^\s"()%!^<>&|]+'}
+_INTERPRETER = re.compile(r'(?i)(?:.*[\\/])?[^\\/]*(?:powershell|pwsh)[^\\/]*')
+#: A module that waits in a file (ANSIBLE_KEEP_REMOTE_FILES, before ansible-core 2.21).
+_PIPED = re.compile(r'(?i)type "[^"]+" \| powershell [^"&|<>]+ -EncodedCommand [^\s"&|<>]+$')
+
+
+def started_powershell(command: str, family: str) -> list[str]:
+    """The words of a command that does nothing but start PowerShell with an encoded script, as Ansible makes them for modules; none where it does more.
+
+    These need no shell in between: each module is one process, and what it reads is the module's own standard input.
+    """
+    if ' -EncodedCommand ' not in command:
+        return []
+    if family == 'powershell':
+        command = command.removeprefix('& ')
+    words: list[str] = []
+    at = 0
+    one = re.compile(_WORDS.get(family, _WORDS['powershell']))
+    while at < len(command):
+        found = one.match(command, at)
+        if found is None or command[found.end():found.end() + 1] not in ('', ' '):
+            return []
+        word = found[0]
+        words.append(re.sub(rf'([{_QUOTES}])\1', r'\1', word[1:-1]) if word.startswith("'") and family != 'cmd' else word)
+        at = found.end() + 1
+    return words if '-EncodedCommand' in words and _INTERPRETER.fullmatch(words[0]) else []
 
 
 def unquoted(path: str) -> str:
@@ -102,20 +134,20 @@ def unquoted(path: str) -> str:
     return path[1:-1] if len(path) >= 2 and path[0] == path[-1] and path[0] in '\'"' else path
 
 
-_CLIXML = b'#< CLIXML'
+_CLIXML = re.compile(rb'(?:#< CLIXML\r?\n)+((?:<Objs\b.*?</Objs>)+)', re.DOTALL)
 _ERROR = re.compile(rb'<S S="Error">(.*?)</S>', re.DOTALL)
 _ESCAPE = re.compile(r'_x([0-9A-Fa-f]{4})_')
 
 
 def without_clixml(errors: bytes) -> bytes:
-    """Standard error as text where PowerShell wrote it as CLIXML ([MS-PSRP] 2.2.3.31; _x000D__x000A_ is a line break)."""
-    at = errors.find(_CLIXML)
-    if at < 0:
-        return errors
+    """Standard error as text where PowerShell wrote it as CLIXML ([MS-PSRP] 2.2.3.31; _x000D__x000A_ is a line break); what is around that stays."""
+    return _CLIXML.sub(lambda match: _said(match[1]), errors) if b'#< CLIXML' in errors else errors
+
+
+def _said(objects: bytes) -> bytes:
     import html
 
-    text = b''.join(_ERROR.findall(errors[at:])).decode('utf-8', 'replace')
+    text = b''.join(_ERROR.findall(objects)).decode('utf-8', 'replace')
     text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), html.unescape(text))
     # Characters outside the BMP come as two escapes
-    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
-    return errors[:at] + text.encode('utf-8')
+    return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode('utf-8')

@@ -294,8 +294,15 @@ class BecomeTalk:
 
 def _after(marker: t.Any, output: bytes) -> bytes:
     """What follows a become plugin's marker and blanks; all, where the marker is not there or is no text. (Plugins of ansible-core 2.17 cannot tell.)"""
-    before, found, rest = output.partition(to_bytes(marker)) if marker and isinstance(marker, (str, bytes)) else (output, b'', b'')
-    return rest.lstrip() if found else before
+    word = to_bytes(marker) if marker and isinstance(marker, (str, bytes)) else b''
+    at = output.find(word) if word else -1
+    if at < 0:
+        return output
+    # One copy: the output may be large.
+    at += len(word)
+    while output[at:at + 1].isspace():
+        at += 1
+    return output[at:]
 
 
 def _carriable(command: str) -> str:

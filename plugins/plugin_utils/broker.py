@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -379,13 +380,13 @@ class Call:
 
     def payload(self) -> bytes:
         """The bytes that came with the request."""
-        data = bytearray()
-        while len(data) < self._payload_length:
+        data = io.BytesIO()  # of which getvalue() makes no copy
+        while data.tell() < self._payload_length:
             frame = wire.receive_frame(self._connection)
             if frame is None:
                 raise wire.WireError('the payload did not come to its end')
-            data += frame[1]
-        return bytes(data)
+            data.write(frame[1])
+        return data.getvalue()
 
     def event(self, header: dict[str, t.Any], data: bytes = b'') -> None:
         """Tells the client something before the result."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import select
 import socket
@@ -466,7 +467,8 @@ class Agent:
     def _execute(self, arguments: dict[str, t.Any], installation: Installation | None, input_data: bytes | None,
                  on_output: t.Callable[[str, bytes], None] | None, converse: t.Callable[[str, bytes], Input | None] | None,
                  patience: Patience | None = None) -> dict[str, t.Any]:
-        output: dict[str, list[bytes]] = {'stdout': [], 'stderr': []}
+        # Its getvalue() hands out the buffer itself: what comes is held once, where pieces that are joined in the end would be there twice.
+        output = {'stdout': io.BytesIO(), 'stderr': io.BytesIO()}
         started = False
 
         def on_event(event: str, header: dict[str, t.Any], data: bytes) -> Input | None:
@@ -475,7 +477,7 @@ class Agent:
             if event != 'output':
                 return None
             stream = header['stream']
-            output[stream].append(data)
+            output[stream].write(data)
             if on_output is not None:
                 on_output(stream, data)
             return converse(stream, data) if converse is not None else None
@@ -486,9 +488,7 @@ class Agent:
             'execute', {**arguments, 'streaming': on_output is not None or converse is not None}, payload=input_data or b'', on_event=on_event,
             # Before that the agent may have to be put there again, on a target that restarts.
             patience=(lambda: patience() if started else None) if patience is not None else None)
-        result['stdout'] = b''.join(output['stdout'])
-        result['stderr'] = b''.join(output['stderr'])
-        return result
+        return {**result, **{stream: whole.getvalue() for stream, whole in output.items()}}
 
     # Firewall
 

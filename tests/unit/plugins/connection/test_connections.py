@@ -98,19 +98,49 @@ def line(shell: str, command: str) -> str:
     return smb.Connection._command_line(windows(shell), command)
 
 
-def test_powershell_text_is_encoded_and_command_lines_are_left() -> None:
-    encoded = line("powershell", "Get-Item 'C:\\x'; \"汉语\"")
-    words = encoded.split()
-    assert words[0].lower() == "powershell" and words[-2] == "-EncodedCommand"
-    assert "汉语" in base64.b64decode(words[-1]).decode("utf-16-le")
+TEXT = "$x = @'\n    \u6c49\u8bed\n\n    'two'\n'@\n  $x | Out-File 'C:\\a b'; \"\U0001f4a9\""
+STARTS = "-NoProfile -NonInteractive -ExecutionPolicy Unrestricted -EncodedCommand"
+
+
+def test_powershell_text_comes_as_it_is() -> None:
+    encoded = line("powershell", TEXT)
+    words = encoded.split(" ")
+    assert " ".join(words[:-1]) == f"powershell {STARTS}"
+    assert base64.b64decode(words[-1], validate=True).decode("utf-16-le") == TEXT
     assert line("powershell", encoded) == encoded
-    assert line("powershell", "type x | y") == 'cmd.exe /d /s /c "type x | y"'
+
+
+@pytest.mark.parametrize(
+    ("shell", "command", "given"),
+    [
+        # ansible-core 2.17 to 2.19; and 2.21, which quotes the words for the shell.
+        *((shell, f"PowerShell {STARTS} QQA=", f"PowerShell {STARTS} QQA=") for shell in ("powershell", "cmd")),
+        ("powershell", f"powershell {STARTS} 'Q+A/Q=='", f"powershell {STARTS} Q+A/Q=="),
+        ("powershell", f"powershell {STARTS} 'QQA=' -EncodedArguments 'QgA='", f"powershell {STARTS} QQA= -EncodedArguments QgA="),
+        ("powershell", f"& 'C:\\Program Files\\it''s\\pwsh.exe' {STARTS} QQA=", f'"C:\\Program Files\\it\'s\\pwsh.exe" {STARTS} QQA='),
+    ],
+)
+def test_a_module_is_one_process(shell: str, command: str, given: str) -> None:
+    assert line(shell, command) == given
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"powershell {STARTS} QQA= ; 'more'", f"powershell {STARTS} 'QQA=' | Out-Null", f"powershell {STARTS} $x", f"powershell {STARTS} 'QQA='x",
+     f"'powershell {STARTS} QQA='", "other -EncodedCommand QQA=", f"powershell {STARTS} 'QQA=", "type x | y"])
+def test_what_only_looks_like_a_module_is_powershell_text(command: str) -> None:
+    assert base64.b64decode(line("powershell", command).split(" ")[-1]).decode("utf-16-le") == command
 
 
 def test_the_command_prompt() -> None:
     assert line("cmd", 'echo "a b" & ver') == 'cmd.exe /d /s /c "echo "a b" & ver"'
-    encoded = line("powershell", "1")
-    assert line("cmd", encoded) == encoded
+    for more in (f"powershell {STARTS} QQA= & ver", 'powershell -Command "1" & ver', f'^"C:\\Program Files\\pwsh.exe^" {STARTS} QQA='):
+        assert line("cmd", more) == f'cmd.exe /d /s /c "{more}"'
+
+
+def test_a_module_that_waits_in_a_file() -> None:
+    command = f'type "C:\\t\\win_ping.ps1" | PowerShell {STARTS} QQA='
+    assert line("powershell", command) == line("cmd", command) == f'cmd.exe /d /s /c "{command}"'
 
 
 @pytest.mark.parametrize(
@@ -123,6 +153,11 @@ def test_the_command_prompt() -> None:
             b'<S S="Error">two _xD83D__xDCA9__x000D__x000A_</S></Objs>',
             "before\r\none <\r\ntwo \U0001f4a9\r\n".encode(),
         ),
+        # What is around it stays, what is none is left, one may be in another.
+        (b'#< CLIXML\r\n<Objs><S S="Error">one</S></Objs>\r\nafter', b"one\r\nafter"),
+        (b'a\n#< CLIXML\n<Objs><S S="Error">1</S></Objs>b\n#< CLIXML\n<Objs><S S="Error">2</S></Objs>', b"a\n1b\n2"),
+        (b"it says: #< CLIXML\r\nand nothing else", b"it says: #< CLIXML\r\nand nothing else"),
+        (b'#< CLIXML\r\n#< CLIXML\r\n<Objs><S S="Error">1</S></Objs><Objs><S S="Error">2</S></Objs>', b"12"),
     ],
 )
 def test_clixml(errors: bytes, text: bytes) -> None:

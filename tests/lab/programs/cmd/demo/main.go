@@ -9,6 +9,7 @@
 //	--sleep SECONDS      wait
 //	--tree N SECONDS     start a chain of N processes that each wait so long, and wait for them
 //	--daemon SECONDS     leave a process behind that waits so long
+//	--breakaway SECONDS  likewise, out of the job object that this one is in
 //	--job N SECONDS      run --tree in a job object, and terminate the job after SECONDS
 //	--write FILE         write a file
 //	--event TEXT         write an error to the event log, with the source sojourn-demo
@@ -68,9 +69,9 @@ func main() {
 			depth, text := number(next()), next()
 			tree(depth, text)
 		case "--daemon":
-			child := exec.Command(self(), "--sleep", next())
-			child.SysProcAttr = &syscall.SysProcAttr{CreationFlags: windows.DETACHED_PROCESS | windows.CREATE_NEW_PROCESS_GROUP}
-			check(child.Start())
+			leave(next(), 0)
+		case "--breakaway":
+			leave(next(), windows.CREATE_BREAKAWAY_FROM_JOB)
 		case "--job":
 			depth, text := next(), next()
 			job(depth, seconds(text))
@@ -136,6 +137,13 @@ func event(text string) error {
 	}
 	defer log.Close()
 	return log.Error(1, text)
+}
+
+// leave leaves a process behind.
+func leave(seconds string, flags uint32) {
+	child := exec.Command(self(), "--sleep", seconds)
+	child.SysProcAttr = &syscall.SysProcAttr{CreationFlags: windows.DETACHED_PROCESS | windows.CREATE_NEW_PROCESS_GROUP | flags}
+	check(child.Start())
 }
 
 // tree waits, with a chain of processes below that wait as well.

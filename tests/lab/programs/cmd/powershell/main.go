@@ -2,6 +2,7 @@
 
 // powershell stands in for powershell.exe, which Wine doesn't have, for one caller alone: it knows, word for word, the scripts
 // that ansible.windows.win_reboot sends, and does what each would do. It is no PowerShell: whatever else it gets, it refuses.
+// Where a test wants to see what Ansible sends, it has it written down and answered: see recordings.
 //
 // What it cannot show: how long the real one takes to start, that it may fail while Windows starts or stops, its encodings and
 // CLIXML; and LogonUI, for whose registry key win_reboot waits: here the key is there, whenever it is asked for.
@@ -47,7 +48,11 @@ var (
 )
 
 func main() {
-	code, err := run(os.Args[1:])
+	err := record()
+	code := 1
+	if err == nil {
+		code, err = run(os.Args[1:])
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
