@@ -20,6 +20,8 @@ description:
   - Without this plugin the clean-up is the same, but it goes on after C(ansible-playbook) has ended. In a container whose first process is
     C(ansible-playbook), as in an execution environment, that is too late - everything there ends with that process, and the agents
     remove themselves only when their lease is over. Enable this plugin there.
+  - It makes runs faster as well. The connection plugins are loaded once, and not again by the worker of each task on each host, as Ansible
+    does with its own.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
 requirements:
   - enable it in the configuration, C(callbacks_enabled) in section C([defaults]), or C(ANSIBLE_CALLBACKS_ENABLED=sojourn.deploy.lifecycle)
@@ -34,6 +36,7 @@ import time
 import typing as t
 
 from ansible.plugins.callback import CallbackBase
+from ansible.plugins.loader import connection_loader
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, ledger
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
@@ -58,6 +61,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
         """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
         self._ended = self._began = False
+        for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb'):
+            connection_loader.get(name, class_only=True)
         self._tell_earlier()
         before = signal.getsignal(signal.SIGTERM)
 

@@ -172,7 +172,7 @@ from ansible.module_utils.common.text.converters import to_bytes
 from ansible.utils.display import Display
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Input, Overdue
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import NOT_XML, AgentConnection, plain
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import AgentConnection, fits_xml, plain
 
 display = Display()
 
@@ -307,7 +307,7 @@ def _after(marker: t.Any, output: bytes) -> bytes:
 
 def _carriable(command: str) -> str:
     """A command line with characters that XML cannot carry, in a form that it can; any other stays as it is."""
-    if not NOT_XML.search(command):
+    if fits_xml(command):
         return command
     octal = ''.join(f'\\0{byte:03o}' for byte in to_bytes(command, errors='surrogateescape'))
     return f'eval "$(printf %b \'{octal}\')"'

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import typing as t
@@ -20,8 +21,20 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Targ
 
 display = Display()
 
-#: What XML 1.0 cannot carry, however it is written (https://www.w3.org/TR/xml/#charsets); surrogates stand for bytes that are no UTF-8.
-NOT_XML = re.compile('[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
+
+
+@functools.cache
+def _not_xml() -> re.Pattern[str]:
+    """What XML 1.0 cannot carry, however it is written (https://www.w3.org/TR/xml/#charsets); surrogates stand for bytes that are no UTF-8.
+
+    Made when it is needed: that takes as long as all else that a worker does here.
+    """
+    return re.compile('[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]')
+
+
+def fits_xml(text: str) -> bool:
+    """Whether XML can carry all of it."""
+    return text.isprintable() or not _not_xml().search(text)
 
 
 def ansible_error(error: SojournError) -> AnsibleError:

@@ -19,8 +19,8 @@ from tests.lab.commands import run
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = "sojourn"
-#: Connection plugins by column; mitogen's is ssh, which its strategy replaces.
-CONNECTIONS = {OURS: "sojourn.deploy.ssh", "mitogen": "ansible.builtin.ssh", "ssh": "ansible.builtin.ssh", "paramiko": "ansible.builtin.paramiko_ssh"}
+#: Connection plugins by column; mitogen's is `ssh`, which its strategy replaces where it is called by just this name.
+CONNECTIONS = {OURS: "sojourn.deploy.ssh", "mitogen": "ssh", "ssh": "ansible.builtin.ssh", "paramiko": "ansible.builtin.paramiko_ssh"}
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
@@ -124,6 +124,8 @@ class Peers:
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder), "ANSIBLE_PARAMIKO_HOST_KEY_CHECKING": "false", "ANSIBLE_DEPRECATION_WARNINGS": "false",
             "ANSIBLE_CONFIG": str(self.settings),
         }  # fmt: skip
+        if column == OURS:  # as docs have it in ansible.cfg; the end of a run then waits for the clean-up
+            environment["ANSIBLE_CALLBACKS_ENABLED"] = "sojourn.deploy.lifecycle"
         if column == "mitogen":
             site = next((self.controller / "lib").glob("python3*/site-packages"))
             environment |= {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(site / "ansible_mitogen/plugins/strategy")}

@@ -19,7 +19,7 @@ import io
 import json
 import os
 import select
-import shutil  # noqa: F401 - a module's wrapper imports it, as some of the others
+import shutil  # noqa: F401 - a module's wrapper imports it, as some of the others; pylint: disable=unused-import
 import signal
 import socket
 import struct
@@ -31,8 +31,12 @@ import zipimport
 
 #: Where the code of a template's modules says that it comes from, until a module's own archive is there.
 PLACE = '<archive>'
+#: How results are written and arguments read; a zip has those that its module needs.
+PROFILES = 'ansible/module_utils/_internal/_json/_profiles/_module_'
 #: Further templates of one command line; the one that was used longest ago goes.
 TEMPLATES = 12
+#: Of the standard library, what has no effect beside being there (Python 3.10 and newer know the names).
+STANDARD = frozenset(getattr(sys, 'stdlib_module_names', ())) - {'__future__', 'antigravity', 'idlelib', 'this', 'tkinter', 'turtle', 'turtledemo'}
 #: What has an effect on what an interpreter finds when it starts, beside what is in its path.
 SYSTEM = ('/etc/ld.so.cache', '/etc/localtime', '/etc/nsswitch.conf')
 
@@ -77,7 +81,8 @@ class Archive:
             self.files = {name: archive.read(name) for name in archive.namelist()}
         self.loaded = {}  # name: (module, code, file, content)
         self.missed = set()
-        self.code = {}  # of the module itself: source, code
+        self.ends = False  # whether something of it does something when it is taken apart
+        self.code = {}  # of what is left to be imported by each module's own process: source, code
 
     def file(self, name):
         base = name.replace('.', '/')
@@ -122,7 +127,9 @@ class Archive:
     def prepare(self, base):
         """Imports what every module does; on top of such a base, what this one certainly will. False: something in it does more than to define things."""
         if base is None:
+            # What the wrapper imports whatever module it runs.
             names = ['ansible.module_utils.basic', 'ansible.module_utils._internal._ansiballz._loader']
+            names += [name[:-3].replace('/', '.') for name in sorted(self.files) if name.startswith(PROFILES) and name.endswith('.py')]
         else:
             self.loaded, self.missed = dict(base.loaded), set(base.missed)
             sys.modules.update((name, found[0]) for name, found in base.loaded.items())
@@ -138,7 +145,7 @@ class Archive:
         try:
             sys.meta_path.insert(0, self)
             for name in names:
-                if self.file(name):
+                if self.file(name) or name.partition('.')[0] in STANDARD:
                     importlib.import_module(name)
         except BaseException:
             good = False
@@ -155,35 +162,41 @@ class Archive:
         return good and effects() == before
 
     def module(self):
-        """Compiles the module itself; gives the names below ansible.module_utils that it imports whatever happens, first thing."""
+        """Compiles what is not imported yet; gives the names of modules that the module itself imports whatever happens, first thing."""
         own = [name for name in self.files if name.endswith('.py') and not name.endswith('__init__.py') and (
             name.startswith('ansible/modules/') or name.startswith('ansible_collections/') and '/plugins/modules/' in name)]
-        if len(own) != 1:
+        known = {path for unused_module, unused_code, path, unused_content in self.loaded.values()}
+        trees = {}
+        for path, source in self.files.items():
+            if path in known or not path.endswith('.py'):
+                continue
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter('always')
+                try:
+                    if path in own:
+                        trees[path] = ast.parse(source)
+                    code = compile(source, PLACE + '/' + path, 'exec', dont_inherit=True)
+                except (SyntaxError, ValueError):
+                    continue
+            if not caught:  # else it is to say so each time
+                self.code[source] = code
+        if len(own) != 1 or own[0] not in trees:
             return []
-        source = self.files[own[0]]
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter('always')
-            try:
-                tree = ast.parse(source)
-                code = compile(source, PLACE + '/' + own[0], 'exec', dont_inherit=True)
-            except (SyntaxError, ValueError):
-                return []
-        if not caught:  # else it is to say so each time
-            self.code = {source: code}
         names = []
-        for statement in tree.body:
-            if isinstance(statement, ast.ImportFrom) and not statement.level and (statement.module or '').startswith('ansible.module_utils'):
-                names.append(statement.module)
-                names += [statement.module + '.' + alias.name for alias in statement.names]
+        for statement in trees[own[0]].body:
+            if isinstance(statement, ast.ImportFrom) and not statement.level:
+                found = statement.module or ''
+                names += [found, *(found + '.' + alias.name for alias in statement.names)] if found.startswith('ansible.module_utils') else [found]
             elif isinstance(statement, ast.Import):
-                names += [alias.name for alias in statement.names if alias.name.startswith('ansible.module_utils.')]
-        return names
+                names += [alias.name for alias in statement.names]
+        return [name for name in names if name.partition('.')[0] in STANDARD or name.startswith('ansible.module_utils')]
 
     def settle(self):
         """For the time between two modules: all that was imported is out of sight."""
         for name in self.loaded:
             sys.modules.pop(name, None)
         gc.collect()
+        self.ends = any(type(found).__module__.startswith('ansible') and ends(found) for found in gc.get_objects())
         gc.freeze()
 
 
@@ -230,7 +243,6 @@ class Handover:
             code = known.pop(source, None)
             if code is None:
                 return compile_source(path, source)
-            zipimport._compile_source = compile_source
             _imp._fix_co_filename(code, path)
             return code
 
@@ -454,7 +466,7 @@ def send(connection, order, descriptors):
 
 
 def begin(descriptors, folder, archive):
-    """Makes this the process that a cold one would have been; gives the program."""
+    """Makes this the process that a cold one would have been; gives the program, its namespace, the archive."""
     report = descriptors[3]
     os.setsid()
     for number, descriptor in enumerate(descriptors[:3]):
@@ -484,7 +496,7 @@ def begin(descriptors, folder, archive):
     main.__dict__.clear()
     main.__dict__.update(_pristine)
     sys.modules['__main__'] = main
-    return b''.join(pieces), main.__dict__
+    return b''.join(pieces), main.__dict__, archive
 
 
 _connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -492,13 +504,68 @@ _name, _token = globals().pop('RENDEZVOUS')
 _connection.connect('\0' + _name)
 _connection.send(_token.encode())
 del _name, _token
-_program = begin(*Template(_connection).serve())
+def finish(program, before, archive):
+    """Ends a program as an interpreter does, but for taking apart what the template has imported, which takes longest and which nobody could notice.
+
+    ``program``: its namespace; ``before``: the modules that were there when it began. False: somebody could notice something, and Python is to go on
+    with an end of its own; all that has been done would come first there as well.
+    """
+    threading = sys.modules.get('threading')
+    if threading is not None and (threading.active_count() > 1 or getattr(threading, '_threading_atexits', None)):
+        return False
+    if archive is None or archive.ends or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__ or sys.warnoptions or sys.flags.dev_mode:
+        return False
+    import atexit
+
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return False
+    program.clear()
+    mine = {name: module for name, module in sys.modules.items() if name not in before}
+    if any(map(foreign, mine.values())):
+        return False
+    kept = {name: module for name, module in mine.items() if name in archive.loaded}
+    for name in mine:
+        del sys.modules[name]
+    del mine
+    gc.collect()
+    if any(ends(found) for found in gc.get_objects()):  # what is older than the program is frozen, and not among them
+        sys.modules.update(kept)
+        return False
+    return True
+
+
+def foreign(module):
+    """Whether it is machine code that is not of the standard library: who knows what it does at the end."""
+    origin = getattr(getattr(module, '__spec__', None), 'origin', None) or ''
+    return origin.endswith('.so') and not origin.startswith(_standard)
+
+
+def ends(found):
+    """Whether an object may do something when it is taken apart."""
+    if isinstance(found, io.IOBase):
+        return not found.closed and found.writable()
+    return hasattr(type(found), '__del__')
+
+
+_standard = os.path.dirname(os.__file__) + '/'
+_begun = begin(*Template(_connection).serve())
+_before = frozenset(sys.modules)
+_code = None
 try:
-    exec(compile(_program[0], '<stdin>', 'exec', dont_inherit=True), _program[1])
-except (SystemExit, KeyboardInterrupt):
+    exec(compile(_begun[0], '<stdin>', 'exec', dont_inherit=True), _begun[1])
+except SystemExit as _end:
+    _code = _end.code
+except KeyboardInterrupt:
     raise
 except BaseException:
     _error = sys.exc_info()
     sys.excepthook(_error[0], _error[1], _error[2].tb_next)
     del _error
     raise SystemExit(1) from None
+if (_code is None or type(_code) is int) and finish(_begun[1], _before, _begun[2]):
+    os._exit((_code or 0) & 0xff)
+raise SystemExit(_code)

@@ -28,6 +28,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,8 +46,11 @@ const (
 //go:embed warm.py
 var warmProgram []byte
 
-// archivePattern finds the zip in a module's wrapper, of every ansible-core from 2.17 on.
-var archivePattern = regexp.MustCompile(`\b(?:zip_data|ZIPDATA) ?= ?'(UEsDB[A-Za-z0-9+/=]+)'`)
+// archiveMark begins a zip in base64, in quotes.
+var archiveMark = []byte("'UEsDB")
+
+// archiveNames are what modules' wrappers call it, in every ansible-core from 2.17 on.
+var archiveNames = [][]byte{[]byte("zip_data"), []byte("ZIPDATA")}
 
 var wrapperMark = []byte("_ANSIBALLZ_WRAPPER = True")
 
@@ -113,11 +118,38 @@ func archiveIn(program []byte) []byte {
 	if !bytes.Contains(program, wrapperMark) {
 		return nil
 	}
-	found := archivePattern.FindAllSubmatch(program, 2)
-	if len(found) != 1 {
+	before, rest, found := bytes.Cut(program, archiveMark)
+	if !found || bytes.Contains(rest, archiveMark) || !namesArchive(before) {
 		return nil
 	}
-	return found[0][1]
+	length := bytes.IndexByte(rest, '\'')
+	if length < 0 || !isBase64(rest[:length]) {
+		return nil
+	}
+	start := len(before) + 1
+	return program[start : start+len(archiveMark)-1+length]
+}
+
+// namesArchive tells whether what is before a zip gives it its name.
+func namesArchive(before []byte) bool {
+	before, assigned := bytes.CutSuffix(bytes.TrimSuffix(before, []byte(" ")), []byte("="))
+	before = bytes.TrimSuffix(before, []byte(" "))
+	for _, name := range archiveNames {
+		if rest, named := bytes.CutSuffix(before, name); named && assigned {
+			last, _ := utf8.DecodeLastRune(rest)
+			return last != '_' && !unicode.IsLetter(last) && !unicode.IsDigit(last)
+		}
+	}
+	return false
+}
+
+func isBase64(text []byte) bool {
+	for _, c := range text {
+		if !('A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '/' <= c && c <= '9' || c == '+' || c == '=') { // '/' comes before '0'
+			return false
+		}
+	}
+	return true
 }
 
 // key tells settings apart: of one key, processes would find the same interpreter in the same state.

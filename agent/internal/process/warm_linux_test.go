@@ -41,6 +41,9 @@ main(zip_data = '%s', params='%s')
 // basic counts in a variable how often it is run: once for all that are forked.
 const basic = "import os, time\n_ANSIBLE_ARGS = None\nBEGUN = str(time.time())\ndef fail():\n    raise ValueError('from basic')\n"
 
+// deleted is a class whose objects say so when they are.
+const deleted = "import os\nclass C:\n    def __del__(self, write=os.write):\n        write(1, b'deleted')\n"
+
 type warming struct {
 	t     *testing.T
 	table *Table
@@ -131,6 +134,19 @@ func TestWarmIsAsCold(t *testing.T) {
 		"arguments":   "import sys\nprint(len(sys.argv), sys.argv[0].endswith('thing.py'), sys.flags, sys.executable)",
 		"main":        "import sys\nm = sys.modules['__main__']\nprint(__name__, m.__dict__ is globals(), __spec__.name, __package__, __builtins__ is not None)",
 		"atexit":      "import atexit, sys\natexit.register(print, 'at the end')\nsys.exit(4)",
+		"exit_text":   "import sys\nsys.exit('words')",
+		"exit_far":    "import sys\nsys.exit(-1)",
+		"exit_true":   "import sys\nsys.exit(True)",
+		"deleted":     deleted + "c = C()\nimport sys\nsys.exit(3)",
+		"cycle":       deleted + "c = C()\nc.c = c",
+		"kept":        deleted + "from ansible.module_utils import basic\nbasic.c = C()",
+		"unflushed":   "f = open('/dev/stdout', 'w')\nf.write('unflushed')",
+		"kept_open":   "from ansible.module_utils import basic\nbasic.f = open('/dev/stdout', 'w')\nbasic.f.write('unflushed')",
+		"generator":   "import os\nfrom ansible.module_utils import basic\ndef g():\n    try:\n        yield\n    finally:\n        os.write(1, b'over')\nbasic.g = g()\nnext(basic.g)",
+		"finalized":   "import weakref\nfrom ansible.module_utils import basic\nweakref.finalize(basic.fail, print, 'finalized')",
+		"pool":        "from concurrent.futures import ThreadPoolExecutor\np = ThreadPoolExecutor(2)\np.submit(print, 'from a thread')",
+		"closed":      "import sys\nprint('said')\nsys.stdout.close()",
+		"replaced":    "import io, sys\nsys.stdout = io.TextIOWrapper(open(1, 'wb', closefd=False))\nprint('said')",
 		"threads":     "import threading, time\nt = threading.Timer(0.1, print, ['later'])\nt.start()\nprint(threading.active_count())",
 		"limits":      "import resource\nprint([resource.getrlimit(n) for n in range(16)])",
 		"signals":     "import signal\nprint([(n, str(signal.getsignal(n))) for n in range(1, 65) if n not in (32, 33)], signal.pthread_sigmask(signal.SIG_BLOCK, []))",
