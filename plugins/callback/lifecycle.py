@@ -21,7 +21,7 @@ description:
     C(ansible-playbook), as in an execution environment, that is too late - everything there ends with that process, and the agents
     remove themselves only when their lease is over. Enable this plugin there.
   - It makes runs faster as well. The connection plugins are loaded once, and not again by the worker of each task on each host, as Ansible
-    does with its own.
+    does with its own; and modules are packed for the target beside the first tasks.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
 requirements:
   - enable it in the configuration, C(callbacks_enabled) in section C([defaults]), or C(ANSIBLE_CALLBACKS_ENABLED=sojourn.deploy.lifecycle)
@@ -38,7 +38,7 @@ import typing as t
 from ansible.plugins.callback import CallbackBase
 from ansible.plugins.loader import connection_loader
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, ledger
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, ledger, module_cache
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
 
@@ -55,6 +55,8 @@ class CallbackModule(CallbackBase):
         self._run = os.getpid()
         self._ended = False
         self._began = False
+        #: Processes that pack modules.
+        self._packing: list[int] = []
         # Ctrl-C ends a run without any further callback; what is left then is Python's own end.
         atexit.register(self._at_exit)
 
@@ -79,6 +81,13 @@ class CallbackModule(CallbackBase):
 
         signal.signal(signal.SIGTERM, terminated)
 
+    def v2_playbook_on_play_start(self, play: t.Any) -> None:
+        """Has the play's modules packed."""
+        self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
+        pid = module_cache.fill(play)
+        if pid is not None:
+            self._packing.append(pid)
+
     def v2_playbook_on_stats(self, stats: t.Any) -> None:
         """The regular end."""
         self._end()
@@ -102,6 +111,8 @@ class CallbackModule(CallbackBase):
         if self._ended:
             return
         self._ended = True
+        while self._packing:
+            module_cache.stop(self._packing.pop())
         try:
             broker_client.end_run(self._run, self._tell)
         except KeyboardInterrupt:

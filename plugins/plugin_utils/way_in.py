@@ -15,7 +15,10 @@ import json
 import os
 import re
 import socket
+import threading
+import time
 import typing as t
+import zlib
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import fingerprint_of_pem
@@ -49,6 +52,30 @@ def agent_executable(operating_system: str, architecture: str, *, host: str | No
     if not os.path.isfile(path):
         raise SojournError('SD-405', host=host, step='choosing the agent', platform=platform)
     return path
+
+
+class Packed(t.NamedTuple):
+    """An executable as it travels to a target that can unpack it."""
+
+    #: Of the executable itself, in bytes.
+    size: int
+    #: RFC 1952.
+    data: bytes
+
+
+_packed: dict[str, Packed] = {}
+_packing = threading.Lock()
+
+
+def packed(path: str) -> Packed:
+    """An executable, packed once for all targets. Not as small as can be: that takes longer than what it saves."""
+    with _packing:
+        if path not in _packed:
+            with open(path, 'rb') as file:
+                content = file.read()
+            packer = zlib.compressobj(1, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+            _packed[path] = Packed(len(content), packer.compress(content) + packer.flush())
+        return _packed[path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +169,8 @@ class WayIn(abc.ABC):
         #: The address that was reached, and this end's address on that connection.
         self.peer: network.Peer | None = None
         self.controller_address: str | None = None
+        #: How long that connection took to be made: a round trip, and what was tried in vain before.
+        self.connect_seconds = 0.0
         #: Variables that the target set for whoever came in this way; a login user's commands have them too.
         self.environment: dict[str, str] = {}
         self.step = 'connecting'
@@ -175,8 +204,10 @@ class WayIn(abc.ABC):
         target = self.target
         self.step = 'connecting'
         with steps.step('connect', f'port {target.port}') as step, self._at_host():
+            began = time.monotonic()
             connection, self.peer = network.connect_any(
                 self.peers, timeout=target.connection_timeout, service=self.service, step=self.step, on_attempt=self.attempts.append)
+            self.connect_seconds = time.monotonic() - began
             self.controller_address = network.local_address(connection)
             step.detail = f'{self.peer.address} port {target.port}, from {self.controller_address}'
         self._begin(connection)

@@ -14,6 +14,7 @@ import os
 import secrets
 import shlex
 import socket
+import threading
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import ssh_client, ssh_config, steps
@@ -32,6 +33,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     Ready,
     WayIn,
     agent_executable,
+    packed,
 )
 
 ssh_exception = library('paramiko.ssh_exception')
@@ -43,6 +45,9 @@ OLDEST_KERNEL = (3, 2)
 #: Seconds that the upload and the start may take on a slow line.
 UPLOAD_SECONDS = 600.0 + START_SECONDS
 
+#: Seconds to connect beyond which the executable travels packed; on a network that is nearer, packing and unpacking it take longer than what they save.
+FAR_SECONDS = 0.005
+
 #: The file by which systemd removes an agent's folder at boot.
 _AT_BOOT = '/etc/tmpfiles.d/{}.conf'
 
@@ -51,13 +56,14 @@ _LOOK = '; '.join((
     'LC_ALL=C', 'export LC_ALL', 'u=`id -u`',
     'echo "system `uname -s`"', 'echo "machine `uname -m`"', 'echo "release `uname -r`"', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
     'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if sudo -n true >/dev/null 2>&1; then echo "sudo free"; else echo "sudo asks"; fi; '
-    'else echo "sudo missing"; fi',
+    'else echo "sudo missing"; fi', 'echo "gzip `command -v gzip`"',
 ))
-#: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, the rest
-#: are the candidates. Where the input ends too early, because the controller or the network is gone, nothing stays: the folder goes too.
+#: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, $4 how many
+#: bytes of it come where gzip is to unpack it, or 0, the rest are the candidates. Where the input ends too early, because the controller or the
+#: network is gone, nothing stays: the folder goes too.
 #: Root goes on as `agent launch`, which takes the config on the same input and removes the folder likewise where none comes.
 _PLACE = '; '.join((
-    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'shift 3', 'g=',
+    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'k=$4', 'shift 4', 'g=',
     # The connection's end must not end the script, which is to clean up then.
     "trap '' HUP PIPE",
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
@@ -68,7 +74,8 @@ _PLACE = '; '.join((
     'elif [ -d "$f" ]; then echo "exists $f"; break; '
     'elif [ -d "$d" ]; then echo "skip $d is not writable"; else echo "skip $d does not exist"; fi',
     'done',
-    'if [ -n "$g" ]; then head -c "$z" > "$g/agent"; c=`wc -c < "$g/agent"`; '
+    'if [ -n "$g" ]; then if [ "$k" -gt 0 ]; then head -c "$k" | gzip -dc > "$g/agent" || : > "$g/agent"; else head -c "$z" > "$g/agent"; fi; '
+    'c=`wc -c < "$g/agent"`; '
     'if [ "$c" -eq "$z" ] && chmod 700 "$g/agent"; then echo "size $c"; if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
     'else rm -rf "$g"; echo "size $c"; fi; fi',
 ))
@@ -111,6 +118,11 @@ _FIND = '; '.join((
 ))
 
 
+def _pack(architecture: str) -> None:
+    with contextlib.suppress(OSError, SojournError):
+        packed(agent_executable('linux', architecture))
+
+
 def _described(key: t.Any) -> str:
     """A key's type and fingerprint; an agent's with its comment."""
     comment = str(getattr(key, 'comment', '') or '')
@@ -135,6 +147,7 @@ class SshWayIn(WayIn):
         self._is_root = False
         self._sudo = ''
         self._looked = False
+        self._unpacks = False
         self._folder = ''
         self._launched = False
         #: Where the host's key is looked for, under which names, and what was found there.
@@ -355,6 +368,7 @@ class SshWayIn(WayIn):
                 raise self.error('SD-404', detail=f'its login shell ran no command ({errors.strip()[-200:] or f"exit code {code}"})')
             self._is_root = facts.get('user') == '0'
             self._sudo = facts.get('sudo', '')
+            self._unpacks = bool(facts.get('gzip'))
             self._looked = True
             if facts.get('ssh'):
                 # As the target sees it, whatever is translated on the way.
@@ -375,21 +389,24 @@ class SshWayIn(WayIn):
 
     def place(self, session: str) -> None:
         """Makes the folder in the first place that will do, and uploads the executable to it."""
+        far = self.connect_seconds > FAR_SECONDS
+        if far:  # while the target is looked at: most are of this kind
+            threading.Thread(target=_pack, args=('amd64',), name='packing', daemon=True).start()
         executable = agent_executable('linux', self._look(), host=self.target.host)
         if not self._is_root and self._sudo != 'free':
             with self._errors('becoming root'):
                 self._run('true', root=True)  # before anything is placed
         with steps.step('upload') as step, self._errors('placing the agent'), open(executable, 'rb') as file:
-            size = os.fstat(file.fileno()).st_size
+            size, data = packed(executable) if far and self._unpacks else (os.fstat(file.fileno()).st_size, b'')
             command = self._steps.enter_context(self._client.command(
-                _words(_PLACE, self.name, session, str(size), *self._folders()), timeout=UPLOAD_SECONDS))
+                _words(_PLACE, self.name, session, str(size), str(len(data)), *self._folders()), timeout=UPLOAD_SECONDS))
             if not self._find_folder(command):
                 self._refuse_folder(command)
             self.step = 'uploading the agent'
-            while data := file.read(1 << 20):
-                command.write(data)
+            for chunk in (data,) if data else iter(lambda: file.read(1 << 20), b''):
+                command.write(chunk)
             self._wait_for_size(command, size)
-            step.detail = f'{size} bytes to {self._folder}'
+            step.detail = f"{size} bytes{f' in {len(data)}' if data else ''} to {self._folder}"
         self._placing = command if self._is_root else None
 
     def _lines(self, command: ssh_client.Command) -> list[str]:

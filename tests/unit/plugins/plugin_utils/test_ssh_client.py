@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -131,9 +132,10 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     writable.mkdir()
     executable = b"#!/bin/sh\necho \"$1 with `cat`\"\n"
     words = [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", str(len(executable))]
+    packed = gzip.compress(executable)
 
-    def place(*candidates: Path | str, data: bytes = executable, **environment: str) -> list[str]:
-        done = subprocess.run([*words, *map(str, candidates)], input=data, capture_output=True, env={**os.environ, **environment}, check=False)
+    def place(*candidates: Path | str, data: bytes = executable, size: int = 0, **environment: str) -> list[str]:
+        done = subprocess.run([*words, str(size), *map(str, candidates)], input=data, capture_output=True, env={**os.environ, **environment}, check=False)
         return done.stdout.decode().splitlines()
 
     said = place(missing, full, writable, data=executable + b"the config")
@@ -146,6 +148,13 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "agent").stat().st_mode & 0o777 == 0o700
     assert place(writable) == [f"exists {writable}/sojourn-1"]
     assert sh(way_in_ssh._WHOSE, f"{writable}/sojourn-1/session", shell=shell).stdout == "token"
+    shutil.rmtree(folder)
+    assert place(writable, data=packed + b"the config", size=len(packed))[1:] == [f"size {len(executable)}", *launched]
+    assert (folder / "agent").read_bytes() == executable
+    shutil.rmtree(folder)
+    damaged = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]  # its checksum
+    assert place(writable, data=damaged, size=len(damaged))[1:] == ["size 0"]
+    assert not folder.exists()
     assert place("", HOME=str(tmp_path))[0] == f"folder {tmp_path}/sojourn-1"
 
 
@@ -153,7 +162,7 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path, shell: str) -> None:
     """As when the controller is killed: the input ends early, and nobody listens any more."""
     process = subprocess.Popen(
-        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", "0", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin and process.stdout
     assert process.stdout.readline() == f"folder {tmp_path}/sojourn-1\n".encode()
     process.stdout.close()

@@ -1,0 +1,116 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Has the packed modules of a play ready before its tasks come to them.
+
+Ansible packs a Python module and all that it imports when a task first needs it, in that task's worker, into the run's own cache. That takes longer than
+to run most modules, and each worker reads and parses the same files anew. Here one process does it for a whole play, by Ansible's own code, beside the
+first tasks. Whatever it does not come to, or does not know of, the workers do as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import typing as t
+
+from ansible import constants as C
+from ansible.executor import module_common
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import module_loader
+from ansible.template import Templar
+
+#: What actions run that are no modules of their own, or not alone.
+MODULES: t.Mapping[str, tuple[str, ...]] = {
+    'assemble': ('stat', 'assemble', 'copy', 'file'), 'copy': ('stat', 'copy', 'file'), 'fetch': ('stat',), 'gather_facts': ('setup',),
+    'shell': ('command',), 'template': ('stat', 'copy', 'file'), 'unarchive': ('stat', 'unarchive'),
+}
+#: Actions without a module on the target.
+NONE = frozenset((
+    'add_host', 'assert', 'debug', 'fail', 'group_by', 'import_role', 'import_tasks', 'include_role', 'include_tasks', 'include_vars', 'meta', 'pause',
+    'raw', 'reboot', 'script', 'set_fact', 'set_stats', 'validate_argument_spec', 'wait_for_connection'))
+_BUILTIN = ('ansible.builtin.', 'ansible.legacy.')
+#: Seconds after which it gives up, whatever holds it.
+LONGEST = 60
+
+
+def fill(play: t.Any) -> int | None:
+    """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be."""
+    try:
+        pid = os.fork()
+    except OSError:
+        return None
+    if not pid:
+        try:
+            _child(play, os.getppid())
+        except BaseException:  # the workers do it, and tell what is wrong
+            pass
+        finally:
+            os._exit(0)
+    return pid
+
+
+def stop(pid: int, *, wait: bool = True) -> bool:
+    """Whether such a process has ended; with ``wait`` it is ended."""
+    if wait:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    try:
+        return os.waitpid(pid, 0 if wait else os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
+
+
+def _child(play: t.Any, parent: int) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.alarm(LONGEST)  # a lock may have been another thread's when this process was forked
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)  # the run's output is not its
+    compile_ast = getattr(module_common, '_compile_module_ast', None)
+    if compile_ast is not None:
+        module_common._compile_module_ast = functools.lru_cache(maxsize=None)(compile_ast)
+    templar = Templar(loader=DataLoader(), variables={})
+    for name, collections in modules(play):
+        if os.getppid() != parent:
+            return
+        with contextlib.suppress(Exception):
+            _pack(name, collections, templar)
+
+
+def modules(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
+    """Names of the Python modules that a play's tasks run, as far as can be told beforehand, each once, with its task's ``collections``."""
+    seen = set()
+    for action, collections in _actions(play):
+        leaf = action.rpartition('.')[2]
+        builtin = '.' not in action or action.startswith(_BUILTIN)
+        if builtin and leaf in NONE:
+            continue
+        for name in (f'ansible.legacy.{module}' for module in MODULES[leaf]) if builtin and leaf in MODULES else (action,):
+            if name not in seen:
+                seen.add(name)
+                yield name, collections
+
+
+def _actions(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
+    if play.gather_facts or play.gather_facts is None:
+        yield 'gather_facts', None
+    waiting = list(play.compile())
+    while waiting:
+        item = waiting.pop(0)
+        if hasattr(item, 'block'):
+            waiting[:0] = [*item.block, *item.rescue, *item.always]
+        else:
+            yield item.action, item.collections
+
+
+def _pack(name: str, collections: list[str] | None, templar: Templar) -> None:
+    found = module_loader.find_plugin_with_context(name, '.py', collection_list=collections)
+    if found.plugin_resolved_path and found.plugin_resolved_path.endswith('.py'):
+        module_common.modify_module(
+            module_name=name, module_path=found.plugin_resolved_path, module_args={}, templar=templar,
+            task_vars={'ansible_python_interpreter': '/usr/bin/python3'},
+            module_compression=C.config.get_config_value('DEFAULT_MODULE_COMPRESSION', variables={}))

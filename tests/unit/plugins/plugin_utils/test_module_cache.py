@@ -1,0 +1,74 @@
+"""What is packed for a play beforehand, in a real process, by Ansible's own code."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible import constants as C
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
+
+
+def task(action: str) -> SimpleNamespace:
+    return SimpleNamespace(action=action, collections=None)
+
+
+def play(*items: Any, facts: bool = False) -> Any:
+    return SimpleNamespace(gather_facts=facts, compile=lambda: list(items))
+
+
+def block(*items: Any, rescue: Any = (), always: Any = ()) -> SimpleNamespace:
+    return SimpleNamespace(block=list(items), rescue=list(rescue), always=list(always))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(C, "DEFAULT_LOCAL_TMP", str(tmp_path))
+    return tmp_path / "ansiballz_cache"
+
+
+def wait(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while not module_cache.stop(pid, wait=False):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_a_play_runs_is_known_beforehand() -> None:
+    inner = block(task("copy"), task("some.collection.module"))
+    tree = block(task("ansible.builtin.debug"), inner, rescue=[task("copy")], always=[task("command"), task("raw")])
+    assert [name for name, unused in module_cache.modules(play(tree, block(task("shell")), facts=True))] == [
+        "ansible.legacy.setup", "ansible.legacy.stat", "ansible.legacy.copy", "ansible.legacy.file", "some.collection.module", "command",
+        "ansible.legacy.command"]  # fmt: skip
+
+
+def test_modules_are_packed_where_workers_look(cache: Path) -> None:
+    pid = module_cache.fill(play(block(task("no_such_module"), task("shell"), task("find"))))
+    assert pid is not None
+    wait(pid)
+    found = {path.name.partition("-")[0] for path in cache.iterdir() if not path.name.endswith(".lock")}
+    assert found == {"ansible.modules.command", "ansible.modules.find"}
+
+
+def test_what_goes_wrong_there_stays_there(cache: Path) -> None:
+    def bad() -> Any:
+        raise ValueError("not a play")
+
+    pid = module_cache.fill(SimpleNamespace(gather_facts=False, compile=bad))
+    assert pid is not None
+    wait(pid)
+    assert not cache.exists()
+
+
+def test_it_ends_when_it_is_told_to(cache: Path) -> None:
+    begun = time.monotonic()
+    pid = module_cache.fill(SimpleNamespace(gather_facts=False, compile=signal.pause))
+    assert pid is not None and not module_cache.stop(pid, wait=False)
+    assert module_cache.stop(pid)
+    assert module_cache.stop(pid), "gone already"
+    assert time.monotonic() - begun < module_cache.LONGEST
