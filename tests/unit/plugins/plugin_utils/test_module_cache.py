@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ import pytest
 from ansible import constants as C
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
+from tests.conftest import COLLECTIONS
 
 
 def task(action: str) -> SimpleNamespace:
@@ -47,12 +51,26 @@ def test_what_a_play_runs_is_known_beforehand() -> None:
         "ansible.legacy.command"]  # fmt: skip
 
 
-def test_modules_are_packed_where_workers_look(cache: Path) -> None:
-    pid = module_cache.fill(play(block(task("no_such_module"), task("shell"), task("find"))))
-    assert pid is not None
-    wait(pid)
-    found = {path.name.partition("-")[0] for path in cache.iterdir() if not path.name.endswith(".lock")}
+# In a process of its own, for Ansible's loader of collections is there once for all.
+PACK = """
+import os, sys
+from types import SimpleNamespace as N
+from ansible import constants as C
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader()
+C.DEFAULT_LOCAL_TMP = sys.argv[1]
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
+tasks = [N(action=name, collections=None) for name in ("no.such.module", "shell", "ansible.builtin.find")]
+os.waitpid(module_cache.fill(N(gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])])), 0)
+"""
+
+
+def test_modules_are_packed_where_workers_look(tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", PACK, tmp_path], env=environment, capture_output=True, text=True, check=True)
+    found = {path.name.partition("-")[0] for path in (tmp_path / "ansiballz_cache").iterdir() if not path.name.endswith(".lock")}
     assert found == {"ansible.modules.command", "ansible.modules.find"}
+    assert not done.stdout and not done.stderr
 
 
 def test_what_goes_wrong_there_stays_there(cache: Path) -> None:
