@@ -33,8 +33,13 @@ import zipimport
 PLACE = '<archive>'
 #: Further templates of one command line; the one that was used longest ago goes.
 TEMPLATES = 12
-#: What has an effect on what an interpreter finds when it starts, beside what is in its path.
-SYSTEM = ('/etc/ld.so.cache', '/etc/localtime', '/etc/nsswitch.conf')
+#: What has an effect on what an interpreter finds when it starts, beside what is in its path; and on what the process of another user
+#: gets from who makes it one: groups, limits, environment, or nothing, since it may no longer.
+SYSTEM = (
+    '/etc/ld.so.cache', '/etc/localtime', '/etc/nsswitch.conf', '/usr/lib/locale', '/usr/lib/locale/locale-archive',
+    '/etc/passwd', '/etc/group', '/etc/environment', '/etc/default/locale', '/etc/locale.conf', '/etc/login.defs', '/etc/pam.d',
+    '/etc/security', '/etc/security/limits.conf', '/etc/security/limits.d', '/etc/security/pam_env.conf',
+    '/etc/sudoers', '/etc/sudoers.d', '/etc/doas.conf')
 
 
 def look(paths):
