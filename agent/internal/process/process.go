@@ -244,7 +244,9 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill})
 	}
 	if r.Warm && p.input != nil && !r.KeepInputOpen {
-		p.child = t.warm.start(r, p.Handle, p.input, files, coming)
+		if p.child = t.warm.start(r, p.Handle, p.input, files, coming); p.child != nil {
+			p.output[0].append(before(r), nil)
+		}
 	}
 	if p.child == nil {
 		if p.child, err = start(r, t.folder, p.Handle, files, coming); err != nil {

@@ -255,7 +255,7 @@ class Forked(Exception):
 
 
 class Template:
-    """A process that forks: for modules, or for further templates. Its end is that of the connection that it hears by."""
+    """A process that forks: for modules, or for further templates. It ends after the connection that it hears by, and after all that it has forked."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -295,7 +295,7 @@ class Template:
                 except OSError:
                     message = None
                 if not message:
-                    os._exit(0)
+                    self.leave()
                 order = json.loads(message)
                 try:
                     job = getattr(self, order.pop('order'))(descriptors, **order)
@@ -313,6 +313,7 @@ class Template:
             try:
                 child, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                self.children.clear()
                 return
             if not child:
                 return
@@ -323,6 +324,17 @@ class Template:
                 except OSError:
                     pass
                 os.close(report)
+
+    def leave(self):
+        """Nobody gives orders any more. What was begun has nobody else to report its end: it is waited for."""
+        for connection in (self.connection, *self.templates.values(), *(connection for unused, connection in self.bases)):
+            if connection is not None:
+                connection.close()
+        self.reap()
+        while self.children:
+            select.select([self.ended], [], [])
+            self.reap()
+        os._exit(0)
 
     # Orders
 
@@ -416,7 +428,11 @@ class Template:
             connection = self.templates.pop(archive)
             self.templates[archive] = connection
             if connection is not None:
-                send(connection, {'order': 'run', 'archive': archive, 'folder': folder}, descriptors)
+                try:
+                    send(connection, {'order': 'run', 'archive': archive, 'folder': folder}, descriptors)
+                except OSError:  # somebody has killed it
+                    self.forget(archive)
+                    os.write(report, b'u')
                 for descriptor in descriptors:
                     os.close(descriptor)
                 return None
