@@ -154,6 +154,22 @@ def test_modules_with_input_become_root_with_a_password(controller: Controller, 
     assert "secret root" in good(result)
 
 
+def test_a_user_who_becomes_another_has_that_users_present_groups(controller: Controller, tmp_path: Path) -> None:
+    become = "become: true, become_user: visitor"
+    text = good(play(controller, tmp_path, f"""
+- hosts: linux
+  gather_facts: false
+  tasks:
+    - {{ansible.builtin.command: id -nG, {become}, register: before}}
+    - ansible.builtin.command: usermod -aG games visitor
+    - {{ansible.builtin.command: id -nG, {become}, register: after}}
+    - ansible.builtin.command: gpasswd -d visitor games
+    - {{ansible.builtin.command: sudo -n true, {become}, register: refused, failed_when: refused.rc != 1}}
+    - ansible.builtin.debug: {{msg: "{{{{ before.stdout }}}}, {{{{ after.stdout }}}}, {{{{ refused.stderr_lines[-1] }}}}"}}
+"""))
+    assert "visitor, visitor games, sudo: a password is required" in text
+
+
 def test_wrong_and_missing_become_passwords(controller: Controller, linux_target: Any) -> None:
     login = ["-e", f"ansible_user=deployer ansible_password={linux_target.password('deployer')}", "--become", "-m", "raw", "-a", "id"]
     # The agent itself gets in with the login's password; the task's own sudo gets another.

@@ -29,6 +29,13 @@ const maximumReleased = 4096
 // maximumKept bounds the processes that were not released.
 const maximumKept = 500
 
+// atOnce has nobody wait for room: the input of a process that has not begun is not read by anybody.
+var atOnce = func() <-chan struct{} {
+	closed := make(chan struct{})
+	close(closed)
+	return closed
+}()
+
 // Signals, as in deploy.wsdl.
 const (
 	Interrupt = "interrupt"
@@ -124,7 +131,7 @@ func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	if r.Handle == "" {
 		var id [8]byte
 		rand.Read(id[:])
-		return t.start(ctx, r, hex.EncodeToString(id[:]))
+		return t.start(r, hex.EncodeToString(id[:]))
 	}
 	for {
 		t.mu.Lock()
@@ -147,7 +154,7 @@ func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 				t.mu.Unlock()
 				close(over)
 			}()
-			return t.start(ctx, r, r.Handle)
+			return t.start(r, r.Handle)
 		}
 		t.mu.Unlock()
 		select {
@@ -158,7 +165,7 @@ func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	}
 }
 
-func (t *Table) start(ctx context.Context, r *Request, handle string) (*Process, error) {
+func (t *Table) start(r *Request, handle string) (*Process, error) {
 	t.mu.Lock()
 	full, closed := len(t.byID) >= maximumKept, t.closed
 	if !full && !closed {
@@ -183,9 +190,13 @@ func (t *Table) start(ctx context.Context, r *Request, handle string) (*Process,
 	}
 	if r.Input != nil || r.KeepInputOpen {
 		p.input = newStore(t.folder, math.MaxInt64)
+		p.input.need = needBytes
 		if r.Input != nil {
-			if err := p.input.fill(ctx, r.Input); err != nil {
+			if err := p.input.fill(atOnce, r.Input); err != nil {
 				p.forget()
+				if err == errNoRoom {
+					return nil, catalogue.New("SD-402", "what", "the input of a process", "detail", "there is too little space in "+t.folder)
+				}
 				return nil, catalogue.New("SD-504", "detail", "its input: "+err.Error())
 			}
 		}
@@ -233,7 +244,9 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill})
 	}
 	if r.Warm && p.input != nil && !r.KeepInputOpen {
-		p.child = t.warm.start(r, p.Handle, p.input, files, coming)
+		if p.child = t.warm.start(r, p.Handle, p.input, files, coming); p.child != nil {
+			p.output[0].append(before(r), nil)
+		}
 	}
 	if p.child == nil {
 		if p.child, err = start(r, t.folder, p.Handle, files, coming); err != nil {
@@ -452,7 +465,7 @@ func (p *Process) Write(ctx context.Context, data io.Reader, last bool) (written
 		if closed {
 			_, err = io.Copy(io.Discard, data)
 		} else {
-			err = p.input.fill(ctx, data)
+			err = p.input.fill(ctx.Done(), data)
 		}
 		after, _ := p.input.state()
 		written = after - before

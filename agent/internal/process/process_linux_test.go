@@ -361,6 +361,23 @@ func TestOutputThatNobodyReadsHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// TestInputWithoutDisk: a module of Ansible's is some hundred kilobytes, and must run where nothing can be spooled.
+func TestInputWithoutDisk(t *testing.T) {
+	table := NewTable(filepath.Join(t.TempDir(), "is not there"), nil)
+	start := func(size int) (*Process, error) {
+		return table.Start(t.Context(), &Request{CommandLine: "cksum", Input: bytes.NewReader(bytes.Repeat([]byte("0123456789abcdef"), size/16))})
+	}
+	p, err := start(8 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := p.Await(t.Context(), long, nil)
+	if got := output(t, p, s); !s.Ended || !strings.HasSuffix(got[0], " 8388608\n") {
+		t.Errorf("%+v %q", s, got)
+	}
+	wantCode(t, "SD-402", func() error { _, err := start(needBytes + 16); return err })
+}
+
 func TestStoreSpoolsAndBeginsAnew(t *testing.T) {
 	folder := t.TempDir()
 	s := newStore(folder, 64<<10)

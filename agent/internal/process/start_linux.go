@@ -281,8 +281,41 @@ func MayRun(handle string) bool {
 // descendants finds a session leader's tree in /proc: all that is in its session, and all that descends from those.
 // A grandchild that made a session of its own and whose parent has ended is missed; a control group misses nothing.
 func descendants(leader int) []int {
-	type entry struct{ id, parent, session int }
-	var all []entry
+	all := processes()
+	in := map[int]bool{leader: true}
+	for grew := true; grew; {
+		grew = false
+		for _, e := range all {
+			if !in[e.id] && (in[e.parent] || e.session == leader) {
+				in[e.id] = true
+				grew = true
+			}
+		}
+	}
+	var ids []int
+	for _, e := range all {
+		if in[e.id] && e.id != os.Getpid() {
+			ids = append(ids, e.id)
+		}
+	}
+	return ids
+}
+
+// session gives the processes of a session.
+func session(leader int) (ids []int) {
+	for _, e := range processes() {
+		if e.session == leader {
+			ids = append(ids, e.id)
+		}
+	}
+	return ids
+}
+
+// entry is a process of the target's.
+type entry struct{ id, parent, session int }
+
+// processes gives all that /proc has, but those that have ended and were not waited for yet.
+func processes() (all []entry) {
 	names, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, name := range names {
 		raw, err := os.ReadFile(name)
@@ -304,23 +337,7 @@ func descendants(leader int) []int {
 		session, _ := strconv.Atoi(string(fields[3]))
 		all = append(all, entry{id, parent, session})
 	}
-	in := map[int]bool{leader: true}
-	for grew := true; grew; {
-		grew = false
-		for _, e := range all {
-			if !in[e.id] && (in[e.parent] || e.session == leader) {
-				in[e.id] = true
-				grew = true
-			}
-		}
-	}
-	var ids []int
-	for _, e := range all {
-		if in[e.id] && e.id != os.Getpid() {
-			ids = append(ids, e.id)
-		}
-	}
-	return ids
+	return all
 }
 
 // group is a control group (version 2) below the unit's own.

@@ -3,7 +3,6 @@
 package process
 
 import (
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -17,7 +16,11 @@ const (
 	spoolBytes  = 256 << 20 // of each output; more must have been read before more is taken
 	spareBytes  = 64 << 20  // left free on the disk
 	checkBytes  = 8 << 20   // the free space is looked at each time this much has been written
+	needBytes   = 32 << 20  // of an input, in memory, where the disk has no room: most programs that come as one fit
 )
+
+// errNoRoom says that bytes were not taken, and that nobody makes room for them.
+var errNoRoom = errors.New("there is no room for it")
 
 // errNotKept says that bytes are asked for which have been read long ago and dropped since.
 var errNotKept = errors.New("the output at this offset is no longer kept")
@@ -27,6 +30,7 @@ var errNotKept = errors.New("the output at this offset is no longer kept")
 type store struct {
 	folder string
 	bound  int64 // of the file
+	need   int   // of memory, where the file cannot be had
 
 	mu      sync.Mutex
 	base    int64 // offset of the first byte kept
@@ -109,6 +113,12 @@ func (s *store) take(p []byte) int {
 	}
 	if n := s.takeToFile(p); n > 0 {
 		return n
+	}
+	if s.inFile == 0 {
+		if n := min(len(p), s.need-len(s.memory)); n > 0 {
+			s.memory = append(s.memory, p[:n]...)
+			return n
+		}
 	}
 	if s.read < s.end() && !s.unread || s.end() == s.base {
 		return 0
@@ -243,12 +253,12 @@ func (s *store) release() {
 }
 
 // fill appends all that a reader gives.
-func (s *store) fill(ctx context.Context, from io.Reader) error {
+func (s *store) fill(giveUp <-chan struct{}, from io.Reader) error {
 	buffer := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buffer)
-		if n > 0 && !s.append(buffer[:n], ctx.Done()) {
-			return errors.New("there is no room for it")
+		if n > 0 && !s.append(buffer[:n], giveUp) {
+			return errNoRoom
 		}
 		if err == io.EOF {
 			return nil

@@ -37,8 +37,13 @@ PROFILES = 'ansible/module_utils/_internal/_json/_profiles/_module_'
 TEMPLATES = 12
 #: Of the standard library, what has no effect beside being there (Python 3.10 and newer know the names).
 STANDARD = frozenset(getattr(sys, 'stdlib_module_names', ())) - {'__future__', 'antigravity', 'idlelib', 'this', 'tkinter', 'turtle', 'turtledemo'}
-#: What has an effect on what an interpreter finds when it starts, beside what is in its path.
-SYSTEM = ('/etc/ld.so.cache', '/etc/localtime', '/etc/nsswitch.conf')
+#: What has an effect on what an interpreter finds when it starts, beside what is in its path; and on what the process of another user
+#: gets from who makes it one: groups, limits, environment, or nothing, since it may no longer.
+SYSTEM = (
+    '/etc/ld.so.cache', '/etc/localtime', '/etc/nsswitch.conf', '/usr/lib/locale', '/usr/lib/locale/locale-archive',
+    '/etc/passwd', '/etc/group', '/etc/environment', '/etc/default/locale', '/etc/locale.conf', '/etc/login.defs', '/etc/pam.d',
+    '/etc/security', '/etc/security/limits.conf', '/etc/security/limits.d', '/etc/security/pam_env.conf',
+    '/etc/sudoers', '/etc/sudoers.d', '/etc/doas.conf')
 
 
 def look(paths):
@@ -262,7 +267,7 @@ class Forked(Exception):
 
 
 class Template:
-    """A process that forks: for modules, or for further templates. Its end is that of the connection that it hears by."""
+    """A process that forks: for modules, or for further templates. It ends after the connection that it hears by, and after all that it has forked."""
 
     def __init__(self, connection):
         self.connection = connection
@@ -302,7 +307,7 @@ class Template:
                 except OSError:
                     message = None
                 if not message:
-                    os._exit(0)
+                    self.leave()
                 order = json.loads(message)
                 try:
                     job = getattr(self, order.pop('order'))(descriptors, **order)
@@ -320,6 +325,7 @@ class Template:
             try:
                 child, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
+                self.children.clear()
                 return
             if not child:
                 return
@@ -330,6 +336,17 @@ class Template:
                 except OSError:
                     pass
                 os.close(report)
+
+    def leave(self):
+        """Nobody gives orders any more. What was begun has nobody else to report its end: it is waited for."""
+        for connection in (self.connection, *self.templates.values(), *(connection for unused, connection in self.bases)):
+            if connection is not None:
+                connection.close()
+        self.reap()
+        while self.children:
+            select.select([self.ended], [], [])
+            self.reap()
+        os._exit(0)
 
     # Orders
 
@@ -423,7 +440,11 @@ class Template:
             connection = self.templates.pop(archive)
             self.templates[archive] = connection
             if connection is not None:
-                send(connection, {'order': 'run', 'archive': archive, 'folder': folder}, descriptors)
+                try:
+                    send(connection, {'order': 'run', 'archive': archive, 'folder': folder}, descriptors)
+                except OSError:  # somebody has killed it
+                    self.forget(archive)
+                    os.write(report, b'u')
                 for descriptor in descriptors:
                     os.close(descriptor)
                 return None

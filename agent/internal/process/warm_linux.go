@@ -21,9 +21,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,7 +63,8 @@ var becomeMark = regexp.MustCompile(`BECOME-SUCCESS-[a-z]+`)
 type warmer struct {
 	mu           sync.Mutex
 	interpreters map[string]*interpreter
-	failed       map[string]bool // command lines that gave none
+	retired      map[*interpreter]bool // begin nothing any more, but are there still
+	failed       map[string]bool       // command lines that gave none
 	ended        bool
 }
 
@@ -71,6 +74,7 @@ type interpreter struct {
 	tree       *tree
 	connection *net.UnixConn
 	over       chan struct{} // closed when its process has ended
+	forgetting sync.Once
 	used       time.Time
 }
 
@@ -195,26 +199,45 @@ func (w *warmer) dropOldest() {
 			oldest = key
 		}
 	}
-	go w.interpreters[oldest].end()
-	delete(w.interpreters, oldest)
+	w.retire(oldest, w.interpreters[oldest])
 }
 
-// drop ends an interpreter, unless that has been done.
+// drop has an interpreter begin nothing any more, unless that has been done.
 func (w *warmer) drop(key string, i *interpreter) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.interpreters[key] == i {
-		delete(w.interpreters, key)
+		w.retire(key, i)
 	}
-	w.mu.Unlock()
-	go i.end()
+}
+
+// retire has an interpreter begin nothing any more. It goes by itself once all that it has begun has ended: until then it is the
+// only one who will know how. The lock is held.
+func (w *warmer) retire(key string, i *interpreter) {
+	delete(w.interpreters, key)
+	if w.retired == nil {
+		w.retired = make(map[*interpreter]bool)
+	}
+	w.retired[i] = true
+	i.connection.Close() // the end of it is its own
+	go func() {
+		<-i.over
+		if !i.gone() {
+			return // a part of it was killed, and another is there still
+		}
+		w.mu.Lock()
+		delete(w.retired, i)
+		w.mu.Unlock()
+	}()
 }
 
 // end ends all, and no other begins.
 func (w *warmer) end() {
 	w.mu.Lock()
 	w.ended = true
-	all := w.interpreters
-	w.interpreters = nil
+	all := slices.Collect(maps.Values(w.interpreters))
+	all = slices.AppendSeq(all, maps.Keys(w.retired))
+	w.interpreters, w.retired = nil, nil
 	w.mu.Unlock()
 	var ending sync.WaitGroup
 	for _, i := range all {
@@ -261,35 +284,79 @@ func newInterpreter(s *setting) (*interpreter, error) {
 		listener.Close()
 	}()
 	_ = listener.SetDeadline(time.Now().Add(warmPatience))
-	for {
-		connection, err := listener.AcceptUnix()
-		if err != nil {
-			i.end()
-			return nil, err
+	if i.connection = meet(listener, token); i.connection == nil {
+		i.end()
+		return nil, errors.New("it did not come")
+	}
+	return i, nil
+}
+
+// meet gives the connection of who shows the token; nil: nobody came. The socket's name is no secret on the target: whoever else
+// comes must not keep others waiting.
+func meet(listener *net.UnixListener, token string) *net.UnixConn {
+	came, over := make(chan *net.UnixConn, 1), make(chan struct{})
+	go func() {
+		defer close(over)
+		for {
+			connection, err := listener.AcceptUnix()
+			if err != nil {
+				return
+			}
+			go func() {
+				_ = connection.SetDeadline(time.Now().Add(time.Second))
+				shown := make([]byte, 64)
+				if n, _ := connection.Read(shown); string(shown[:n]) != token {
+					connection.Close()
+					return
+				}
+				_ = connection.SetDeadline(time.Time{})
+				came <- connection // it is shown once
+			}()
 		}
-		_ = connection.SetDeadline(time.Now().Add(time.Second))
-		shown := make([]byte, 64)
-		if n, _ := connection.Read(shown); string(shown[:n]) == token {
-			_ = connection.SetDeadline(time.Time{})
-			i.connection = connection
-			return i, nil
-		}
-		connection.Close()
+	}()
+	select {
+	case connection := <-came:
+		return connection
+	case <-over:
+		return nil
 	}
 }
 
 // end ends an interpreter and its templates, not the processes that they have begun.
 func (i *interpreter) end() {
-	if i.connection != nil {
-		i.connection.Close() // the end of it is theirs
-	}
-	if i.tree.group != nil {
-		i.tree.group.kill()
-	} else if i.connection == nil {
+	switch g := i.tree.group; {
+	case i.connection == nil:
 		i.tree.kill()
+	case g != nil && g.kill():
+		i.connection.Close()
+	default:
+		i.connection.Close()
+		i.killSession()
 	}
 	<-i.over
-	i.tree.forget()
+	i.gone()
+}
+
+// killSession kills what is in the interpreter's own session: each process that it has begun is in another.
+func (i *interpreter) killSession() {
+	select {
+	case <-i.over: // then the session's number may be another's
+		return
+	default:
+	}
+	for _, id := range session(i.tree.process.Pid) {
+		_ = unix.Kill(id, unix.SIGKILL)
+	}
+}
+
+// gone lets go of its control group; false: somebody is in it.
+func (i *interpreter) gone() bool {
+	i.forgetting.Do(i.tree.forget)
+	if i.tree.group == nil {
+		return true
+	}
+	_, err := os.Lstat(i.tree.group.path)
+	return err != nil
 }
 
 // order is what an interpreter is told.
@@ -445,7 +512,31 @@ func (w *warmed) wait() int64 {
 	defer w.report.Close()
 	var said [8]byte
 	if n, err := w.report.Read(said[:]); err != nil || n != 5 || said[0] != 'e' {
+		w.awaitEnd() // its parent was killed, not it
 		return lost
 	}
 	return exitCode(syscall.WaitStatus(binary.NativeEndian.Uint32(said[1:])))
+}
+
+// awaitEnd waits for the end of the process, which is nobody's child that we would know.
+func (w *warmed) awaitEnd() {
+	err := w.process.WithHandle(func(handle uintptr) {
+		for {
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(handle), Events: unix.POLLIN}}, -1); err != unix.EINTR {
+				return
+			}
+		}
+	})
+	for err != nil && w.process.Signal(syscall.Signal(0)) == nil { // kernels before 5.4: there is nothing to wait on
+		time.Sleep(time.Second)
+	}
+}
+
+// before is what the command line of a warm interpreter would have said before the program began: ansible-core looks for it.
+func before(r *Request) []byte {
+	mark := becomeMark.FindString(strings.Join(r.Arguments, "\x00") + r.CommandLine)
+	if mark == "" {
+		return nil
+	}
+	return []byte(mark + "\n")
 }

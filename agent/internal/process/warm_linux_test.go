@@ -254,6 +254,141 @@ func TestWarmTreeIsKilled(t *testing.T) {
 	}
 }
 
+// TestWarmResultsAreTrue has an interpreter, or a part of it, go while a module runs that it has begun.
+func TestWarmResultsAreTrue(t *testing.T) {
+	other := func(w *warming, n int, more func(*Request)) {
+		p := w.start(true, program(t, fmt.Sprintf("print(%d)", n), "", nil), more)
+		if s := p.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+	for name, goes := range map[string]func(*warming){
+		"others are wanted": func(w *warming) {
+			for n := range maximumInterpreters + 1 {
+				other(w, n, func(r *Request) { r.Environment = []Variable{{"OTHER", strconv.Itoa(n)}} })
+			}
+		},
+		"many modules": func(w *warming) {
+			for n := range 13 { // TEMPLATES, and one
+				other(w, n, nil)
+			}
+		},
+		"it is of yesterday": func(w *warming) {
+			for key, i := range w.table.warm.interpreters {
+				w.table.warm.drop(key, i)
+			}
+			other(w, 1, nil)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWarming(t)
+			mark := filepath.Join(t.TempDir(), "go on")
+			if err := unix.Mkfifo(mark, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p := w.start(true, program(t, "import sys\nopen('"+mark+"').read()\nprint('at the end')\nsys.exit(7)", "", nil), nil)
+			goes(w)
+			if s := p.Await(t.Context(), time.Second, nil); s.Ended {
+				t.Errorf("it has ended: %+v", s)
+			}
+			if err := os.WriteFile(mark, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := p.Await(t.Context(), long, nil)
+			if got := output(t, p, s); !s.Ended || s.ExitCode != 7 || got[0] != "at the end\n" {
+				t.Errorf("%+v %q", s, got)
+			}
+			for deadline := time.Now().Add(long); ; time.Sleep(10 * time.Millisecond) {
+				w.table.warm.mu.Lock()
+				left := len(w.table.warm.retired)
+				w.table.warm.mu.Unlock()
+				if left == 0 {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%d are there", left)
+				}
+			}
+		})
+	}
+}
+
+// TestWarmParentIsKilled: nobody knows how the module will end, but when.
+func TestWarmParentIsKilled(t *testing.T) {
+	w := newWarming(t)
+	text := program(t, "import os, signal, time\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(1.5)\nprint('at the end')", "", nil)
+	for range 2 {
+		p := w.start(true, text, nil)
+		s := p.Await(t.Context(), long, nil)
+		if got := output(t, p, s); s.ExitCode != lost || got[0] != "at the end\n" {
+			t.Errorf("%+v %q", s, got)
+		}
+		if got := w.run(true, program(t, "print(1)", "", nil)); got != "0|1\n|" {
+			t.Error(got)
+		}
+	}
+}
+
+// TestWarmIsNotKeptByStrangers has others come to the socket, which say nothing.
+func TestWarmIsNotKeptByStrangers(t *testing.T) {
+	w := newWarming(t)
+	var strangers []int
+	over := make(chan struct{})
+	stop := make(chan struct{})
+	go func() {
+		defer close(over)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			raw, _ := os.ReadFile("/proc/net/unix")
+			for line := range strings.Lines(string(raw)) {
+				fields := strings.Fields(line)
+				if name, ok := strings.CutPrefix(fields[len(fields)-1], "@sojourn-"); ok && len(strangers) == 0 {
+					for range 15 {
+						s, _ := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+						if unix.Connect(s, &unix.SockaddrUnix{Name: "@sojourn-" + name}) == nil {
+							strangers = append(strangers, s)
+						} else {
+							unix.Close(s)
+						}
+					}
+				}
+			}
+		}
+	}()
+	begin := time.Now()
+	got := w.run(true, program(t, "print(1)", "", nil))
+	if took := time.Since(begin); got != "0|1\n|" || took > 8*time.Second {
+		t.Errorf("%q after %v", got, took)
+	}
+	close(stop)
+	<-over
+	if len(strangers) == 0 {
+		t.Error("no stranger came")
+	}
+	for _, s := range strangers {
+		unix.Close(s)
+	}
+}
+
+// TestWarmSaysWhatItsCommandLineSays: ansible-core looks for it.
+func TestWarmSaysWhatItsCommandLineSays(t *testing.T) {
+	w := newWarming(t)
+	text := program(t, "print(1)", "", nil)
+	for _, warm := range []bool{false, true, true} {
+		p := w.start(warm, text, func(r *Request) {
+			r.CommandLine = "/bin/sh -c 'echo BECOME-SUCCESS-" + "abcd" + " ; " + python(t) + "'"
+		})
+		s := p.Await(t.Context(), long, nil)
+		if got := output(t, p, s); got[0] != "BECOME-SUCCESS-abcd\n1\n" {
+			t.Errorf("warm: %v: %q", warm, got)
+		}
+	}
+}
+
 func alive(id int) bool {
 	raw, err := os.ReadFile("/proc/" + strconv.Itoa(id) + "/stat")
 	return err == nil && !strings.Contains(string(raw), ") Z ")
