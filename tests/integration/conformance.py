@@ -175,11 +175,12 @@ def _fetch(version: str, checksum: str, folder: Path) -> None:
 class Stage:
     """Where a suite is run: a folder as ansible-test would lay it out, the variables that it would set, and the key by which both connections sign in."""
 
-    def __init__(self, lab: Any, target: Any, other: Other, connection: str, folder: Path) -> None:
+    def __init__(self, lab: Any, target: Any, other: Other, connection: str, folder: Path, *, warm: bool) -> None:
         self.lab = lab
         self.target = target
         self.other = other
         self.connection = connection
+        self.warm = warm
         self.folder = folder
         self.output = folder / "output"
         self.integration = folder / "test/integration"
@@ -249,6 +250,7 @@ class Stage:
             "ANSIBLE_SSH_COMMON_ARGS": f"-o UserKnownHostsFile={self.known_hosts}",
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.sockets),
             "SOJOURN_KNOWN_HOSTS_FILE": str(self.known_hosts),
+            "SOJOURN_WARM_INTERPRETER": str(self.warm).lower(),
             "SOJOURN_TEST_MARK": str(self.folder),
             **more,
         }

@@ -1,7 +1,8 @@
 """What passes over Ansible's own ssh passes over ours: ansible-core's own integration targets on the lab's Linux target, over IPv6.
 
 In every run of the tests ours has most of them by the newest ansible-core, and what is most about connections by the oldest too. What came of
-Ansible's own ssh, and of the rest, is in docs/conformance.md; with SOJOURN_TEST_CONFORMANCE=1 all of it is run anew, and must be as it says there.
+Ansible's own ssh, and of the rest, is in docs/conformance.md; with SOJOURN_TEST_CONFORMANCE=1 all of it is run anew, and must be as it says there,
+ours with a warm interpreter and without.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ def chosen() -> list[Any]:
     rows = []
     for suite in SUITES:
         for other in suite.versions:
-            for connection in (OURS, SSH):
-                if os.environ.get(ALL) or connection == OURS and other in suite.every_run:
+            for connection, warm in ((OURS, True), (OURS, False), (SSH, False)):
+                if os.environ.get(ALL) or warm and other in suite.every_run:
                     marks = [pytest.mark.leaves(*ALWAYS_LEFT, *suite.leaves)]
                     if suite.name == "signal_propagation":
                         marks.append(pytest.mark.xdist_group("signal_propagation"))  # it looks for its processes in all of the machine
-                    rows.append(pytest.param(suite, other, connection, marks=marks, id=f"{suite}-{other}-{connection}"))
+                    name = connection if warm or connection == SSH else f"{connection}, cold"
+                    rows.append(pytest.param(suite, other, connection, warm, marks=marks, id=f"{suite}-{other}-{name}"))
     return rows
 
 
-@pytest.mark.parametrize(("suite", "other", "connection"), chosen())
+@pytest.mark.parametrize(("suite", "other", "connection", "warm"), chosen())
 def test_suite(
-    lab: Lab, linux_target: Any, nothing_left: None, suite: Suite, other: Other, connection: str, tmp_path: Path, say: Callable[[str], None],
+    lab: Lab, linux_target: Any, nothing_left: None, suite: Suite, other: Other, connection: str, warm: bool, tmp_path: Path,
+    say: Callable[[str], None],
 ) -> None:
-    with Stage(lab, linux_target, other, connection, tmp_path / "stage") as stage:
+    with Stage(lab, linux_target, other, connection, tmp_path / "stage", warm=warm) as stage:
         outcome = stage.play(suite)
     passed = outcome.code == 0
-    say(f"ansible-core {other.core}, {suite}, over {connection}: {'passed' if passed else 'failed'} in {outcome.seconds:.0f} s")
+    over = connection if warm or connection == SSH else f"{connection}, cold"
+    say(f"ansible-core {other.core}, {suite}, over {over}: {'passed' if passed else 'failed'} in {outcome.seconds:.0f} s")
     why = suite.ssh_fails.get(other.name) if connection == SSH else None
     if why:
         assert not passed, f"docs/conformance.md says that it fails: {why}"
