@@ -22,7 +22,6 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Targ
 display = Display()
 
 
-
 @functools.cache
 def _not_xml() -> re.Pattern[str]:
     """What XML 1.0 cannot carry, however it is written (https://www.w3.org/TR/xml/#charsets); surrogates stand for bytes that are no UTF-8.

@@ -520,11 +520,9 @@ def begin(descriptors, folder, archive):
     return b''.join(pieces), main.__dict__, archive
 
 
-_connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-_name, _token = globals().pop('RENDEZVOUS')
-_connection.connect('\0' + _name)
-_connection.send(_token.encode())
-del _name, _token
+_standard = os.path.dirname(os.__file__) + '/'
+
+
 def finish(program, before, archive):
     """Ends a program as an interpreter does, but for taking apart what the template has imported, which takes longest and which nobody could notice.
 
@@ -572,7 +570,11 @@ def ends(found):
     return hasattr(type(found), '__del__')
 
 
-_standard = os.path.dirname(os.__file__) + '/'
+_connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+_name, _token = globals().pop('RENDEZVOUS')
+_connection.connect('\0' + _name)
+_connection.send(_token.encode())
+del _name, _token
 _begun = begin(*Template(_connection).serve())
 _before = frozenset(sys.modules)
 _code = None
@@ -587,6 +589,6 @@ except BaseException:
     sys.excepthook(_error[0], _error[1], _error[2].tb_next)
     del _error
     raise SystemExit(1) from None
-if (_code is None or type(_code) is int) and finish(_begun[1], _before, _begun[2]):
+if (_code is None or isinstance(_code, int)) and finish(_begun[1], _before, _begun[2]):
     os._exit((_code or 0) & 0xff)
 raise SystemExit(_code)
