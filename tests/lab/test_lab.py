@@ -26,7 +26,7 @@ from tests.lab.processes import Process
 from tests.lab.snapshot import PACKAGE_MANAGERS
 from tests.lab.target import Target
 from tests.lab.waiting import wait_for, wait_for_exit
-from tests.lab.wan import long_way
+from tests.lab.wan import CONTROLLER, long_way
 from tests.lab.windows_target import WindowsTarget
 
 pytestmark = [
@@ -596,6 +596,7 @@ def test_a_long_way_takes_its_time_and_its_losses_are_made_good(lab: Lab, linux:
             assert time.monotonic() - begin >= 0.2
             assert connection.recv(4) == b"SSH-"
     assert "wan0" not in linux.exec(["ip", "-o", "link"]).stdout
+    assert CONTROLLER not in linux.exec(["ss", "-tnH"]).stdout
 
 
 @pytest.mark.parametrize("name", ["linux1", "windows1"])

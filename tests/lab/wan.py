@@ -97,6 +97,11 @@ class _Wire:
                 heapq.heappush(self._under_way, (time.monotonic() + self._delay, self._number, far, packet))
 
 
+def _forget(namespace: str, other: str) -> None:
+    """Has the kernel abort every TCP connection with an address."""
+    run(["nsenter", f"--net=/run/netns/{namespace}", "--", "ss", "--no-header", "--numeric", "--tcp", "--kill", "dst", f"[{other}]"], check=False)
+
+
 @contextlib.contextmanager
 def long_way(target: Target, round_trip: float, loss: float, seed: int = 1) -> Iterator[str]:
     """Gives an IPv6 address by which the controller reaches a target over such a wire, `round_trip` in seconds, `loss` of every packet either way."""
@@ -107,4 +112,7 @@ def long_way(target: Target, round_trip: float, loss: float, seed: int = 1) -> I
             stack.callback(os.close, ends[-1])
         wire = _Wire((ends[0], ends[1]), round_trip / 2, loss, seed)
         stack.callback(wire.stop)
+        # Whoever is at its end would not hear that the other has gone.
+        stack.callback(_forget, target.namespace, CONTROLLER)
+        stack.callback(_forget, target.lab.network.namespace("controller"), TARGET)
         yield TARGET
