@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -206,18 +207,19 @@ def test_a_tasks_timeout_kills_it_on_the_target(controller: Controller, linux_ta
     wait_for("the task to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4713"], check=False).stdout == "", 20)
 
 
-def test_ctrl_c_kills_the_task_and_cleans_up(controller: Controller, linux_target: Any) -> None:
-    done = threading.Event()
-    outcome = []
+def test_ctrl_c_kills_the_task_and_cleans_up(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    def runs() -> bool:
+        return bool(linux_target.exec(["pgrep", "-f", "sleep 4714"], check=False).stdout)
 
-    def run() -> None:
-        outcome.append(controller.run("timeout", "--foreground", "-s", "INT", "8", "ansible", "linux", "-m", "raw", "-a", "sleep 4714"))
-        done.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    wait_for("the task to run", lambda: linux_target.exec(["pgrep", "-f", "sleep 4714"], check=False).stdout, 60)
-    assert done.wait(30)
-    wait_for("the task to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4714"], check=False).stdout == "", 20)
+    process = controller.start("ansible", "linux", "-m", "raw", "-a", "sleep 4714", output=tmp_path / "output")
+    try:
+        wait_for("the task to run", runs, 60)
+        os.kill(process.pid, signal.SIGINT)
+        process.wait(30)
+        wait_for("the task to be gone", lambda: not runs(), 20)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_agent_serves_the_whole_run_and_a_reset_brings_a_new_one(controller: Controller, tmp_path: Path) -> None:
