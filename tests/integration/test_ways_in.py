@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -18,9 +19,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import CHECKOUT
 from tests.integration.conftest import Controller, kill
 from tests.lab.namespaces import connect, inside
 from tests.lab.waiting import wait_for
+from tests.lab.wan import long_way
 
 
 def test_the_agent_comes_and_goes(controller: Controller, target: Any, family: str, say: Callable[[str], None]) -> None:
@@ -53,6 +56,25 @@ def test_link_local_with_zone(controller: Controller, target: Any) -> None:
     assert agent.deploy()["changed"] is True
     assert agent.execute(command_line="echo there" if target.kind == "linux" else "cmd /c echo there")["stdout"].strip() == b"there"
     agent.remove()
+
+
+def test_to_a_far_target_the_agent_travels_packed(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """And unpacked it is the same: it runs, and its version and checksum are the executable's."""
+    with long_way(linux_target, round_trip=0.05, loss=0) as address:
+        known_hosts = tmp_path / "known_hosts"
+        keys = [line.split(maxsplit=1)[1] for line in controller.lab.known_hosts.read_text().splitlines() if linux_target.addresses.ula in line.split()[0]]
+        known_hosts.write_text("".join(f"{address} {key}\n" for key in keys))
+        agent = controller.agent(linux_target, address=address, known_hosts=str(known_hosts))
+        steps: list[dict[str, Any]] = []
+        agent.wrapped.on_step = steps.append
+        info = agent.deploy()["info"]
+        upload = next(step["detail"] for step in steps if step["name"] == "upload")
+        found = re.fullmatch(r"(\d+) bytes in (\d+) to (\S+)", upload)
+        executable = CHECKOUT / "build/collections/ansible_collections/sojourn/deploy/agent/dist/sojourn-agent-linux-amd64"
+        assert found and int(found[1]) == executable.stat().st_size > 2 * int(found[2]), upload
+        running = linux_target.exec(["sha256sum", f"/proc/{info['process_id']}/exe"]).stdout.split()[0]
+        assert running == hashlib.sha256(executable.read_bytes()).hexdigest()
+        agent.remove()
 
 
 @pytest.mark.parametrize("user", ["deployer", "operator"])

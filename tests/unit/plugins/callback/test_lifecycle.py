@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.sojourn.deploy.plugins.callback import lifecycle
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import ledger
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from tests.conftest import COLLECTIONS
 
 
 @pytest.fixture
@@ -102,6 +103,42 @@ def test_earlier_runs_are_told_of(monkeypatch: pytest.MonkeyPatch, shown: list[s
     finally:
         signal.signal(signal.SIGTERM, before)
     assert shown[0].startswith("== AN EARLIER RUN WAS CUT OFF, ") and shown[1] == "web1: a.deb: dropped (the run was cut off before it began)"
+
+
+# In a process of its own, for Ansible's loader of collections is there once for all, and what has been loaded stays.
+FASTER = """
+import os, sys
+from types import SimpleNamespace as N
+from ansible import constants as C
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader()
+C.DEFAULT_LOCAL_TMP = sys.argv[1]
+from ansible_collections.sojourn.deploy.plugins.callback.lifecycle import CallbackModule
+callback = CallbackModule()
+callback.v2_playbook_on_start(None)
+for name in ("ssh", "smb"):
+    full = f"ansible_collections.sojourn.deploy.plugins.connection.{name}"
+    assert full in sys.modules and C.config.has_configuration_definition("connection", full)
+tasks = [N(action="ansible.builtin.find", collections=None)]
+callback.v2_playbook_on_play_start(N(gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])]))
+pid, = callback._packing
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+assert [name for name in os.listdir(sys.argv[1] + "/ansiballz_cache") if name.startswith("ansible.modules.find-")]
+callback.v2_playbook_on_play_start(N(gather_facts=False, compile=lambda: os.read(os.pipe()[0], 1)))
+assert len(callback._packing) == 1 and callback._packing[0] != pid, "the first has been waited for"
+last, = callback._packing
+callback.v2_playbook_on_stats(None)
+try:
+    os.kill(last, 0)
+except ProcessLookupError:
+    print("gone")
+"""
+
+
+def test_workers_find_connections_loaded_and_modules_packed(tmp_path: Path, state_home: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", FASTER, tmp_path], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "gone\n", done.stdout + done.stderr
 
 
 def test_in_a_real_run(tmp_path: Path, state_home: Path) -> None:
