@@ -211,7 +211,10 @@ def test_the_broker_is_killed(attempt: Attempt, target: Any, row: Row, phase: st
 @pytest.mark.parametrize("phase", PHASES)
 def test_playbook_and_broker_are_killed(attempt: Attempt, target: Any, row: Row, phase: str) -> None:
     """Nobody is left on the controller: the target does it."""
+    run = ""
     with attempt.caught(phase):
+        if phase == "installing":
+            run = attempt.run
         row.fault()
         broker = attempt.broker_pid
         kill(attempt.pid)
@@ -219,6 +222,10 @@ def test_playbook_and_broker_are_killed(attempt: Attempt, target: Any, row: Row,
         attempt.end()
     row.clean()
     assert marked(target, BEGUN) == marked(target, FINISHED) == (phase in ("installing", "cleaning"))
+    if run:  # who finds the target finds there what happened
+        said = [line for line in target.event_log() if f"Run {run}: " in line]
+        for words in ("no sign of life from the controller for ", " and is waited for.", " has ended with exit code 0 "):
+            assert any(words in line for line in said), (words, target.event_log())
 
 
 def test_the_brokers_socket_is_deleted(attempt: Attempt, target: Any, row: Row) -> None:
