@@ -101,14 +101,6 @@ class Peers:
         path.touch()
         return path
 
-    def known(self, address: str, name: str) -> None:
-        """Has a target's host key admitted by another address too."""
-        with self.lab.known_hosts.open("a") as file:
-            for line in self.lab.known_hosts.read_text().splitlines():
-                hosts, key = line.split(maxsplit=1)
-                if self.lab.target(name).addresses.ula in hosts.split(","):
-                    file.write(f"{address} {key}\n")
-
     def play(self, column: str, tasks: list[dict[str, Any]], hosts: str = "linux1", *, address: str | None = None) -> Played:
         """Plays tasks, with ``address`` over another than the inventory's; a failed one is an error, and no figure."""
         number = len(list(self.work.glob("play-*")))

@@ -395,9 +395,8 @@ def sudo_for(user: str, stage: Stage) -> Iterator[None]:
 def more_addresses(stage: Stage) -> Iterator[None]:
     """Three more addresses of the target, in the place of 127.0.0.3, 127.0.0.4 and 127.0.0.254, and the folder of the suite."""
     addresses = [f"{stage.address}{end}" for end in ("03", "04", "fe")]
-    keys = [line.split(maxsplit=1)[1] for line in stage.known_hosts.read_text().splitlines() if stage.address in line.split()[0].split(",")]
     with open(stage.known_hosts, "a") as file:
-        file.writelines(f"{','.join(addresses)} {key}\n" for key in keys)
+        file.writelines(f"{line}\n" for line in stage.target.known_hosts(*addresses))
     link = 'link=$(ip -o -6 address show to "$1" | cut -d " " -f 2); shift; '
     stage.exec(f'{link} for address; do ip address add "$address/64" dev "$link" nodad; done', stage.address, *addresses)
     try:

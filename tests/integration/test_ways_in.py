@@ -62,8 +62,7 @@ def test_to_a_far_target_the_agent_travels_packed(controller: Controller, linux_
     """And unpacked it is the same: it runs, and its version and checksum are the executable's."""
     with long_way(linux_target, round_trip=0.05, loss=0) as address:
         known_hosts = tmp_path / "known_hosts"
-        keys = [line.split(maxsplit=1)[1] for line in controller.lab.known_hosts.read_text().splitlines() if linux_target.addresses.ula in line.split()[0]]
-        known_hosts.write_text("".join(f"{address} {key}\n" for key in keys))
+        known_hosts.write_text("".join(f"{line}\n" for line in linux_target.known_hosts(address)))
         agent = controller.agent(linux_target, address=address, known_hosts=str(known_hosts))
         steps: list[dict[str, Any]] = []
         agent.wrapped.on_step = steps.append

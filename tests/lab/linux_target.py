@@ -67,9 +67,9 @@ class LinuxTarget(Target):
         if firewall in _UNITS:
             run(["chroot", root, "systemctl", "--quiet", "enable", _UNITS[firewall]])
 
-    def known_hosts(self) -> list[str]:
-        """Its host keys under every address it has."""
-        names = [self.addresses.as_seen_from_the_lab(family) for family in ("ipv6", "ipv4", "link-local")]
+    def known_hosts(self, *addresses: str) -> list[str]:
+        """Its host keys under every address it has, or under others that lead to it."""
+        names = addresses or [self.addresses.as_seen_from_the_lab(family) for family in ("ipv6", "ipv4", "link-local")]
         keys = (self.folder / "host_keys").read_text().split("\n")
         return [f"{','.join(names)} {key}" for key in keys if key]
 
