@@ -508,8 +508,8 @@ SUITES: tuple[Suite, ...] = (
     Suite("wait_for_connection"),
     Suite(
         "reboot",
-        prepare=slow_boot, play={"gather_subset": ["all", "!virtual"]}, words=("--skip-tags", "molly-guard", "-e", "timeout=15"),
-        why="it skips itself in a container; a boot takes more than 10 s; molly-guard comes from the internet; it waits 15 s and not 60 for what never comes",
+        prepare=slow_boot, play={"gather_subset": ["all", "!virtual"]}, words=("--skip-tags", "molly-guard", "-e", "timeout=30"),
+        why="it skips itself in a container; a boot takes more than 10 s; molly-guard comes from the internet; it waits 30 s and not 60 for what never comes",
     ),
     Suite(
         "signal_propagation", versions=(NEWEST,), note="what it interrupts are lookups on the controller, of hosts that have the connection",

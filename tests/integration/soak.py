@@ -168,16 +168,16 @@ class Process:
 
 
 def end_stillborn(target: Any) -> int:
-    """Ends the firewall tools that were never let run; how many there were.
+    """Ends what the agent was about to start and that was never let run; how many there were.
 
     A Windows program creates a process that stands still, and then lets it go. Who is killed in between leaves it so for ever. What
-    takes microseconds on Windows takes milliseconds under Wine, so that a soak meets it.
+    takes microseconds on Windows takes milliseconds under Wine, so that a soak meets it: with the firewall's tool, and with the one
+    who deletes the agent's folder. What has run has loaded Windows' base library.
     """
     count = 0
     for process in target.processes():
         with contextlib.suppress(OSError):
-            threads = list(Path(f"/proc/{process.pid}/task").iterdir())
-            if process.name == "netsh.exe" and len(threads) == 1 and (threads[0] / "wchan").read_text().endswith("pipe_read"):
+            if process.name in ("netsh.exe", "cmd.exe") and "kernelbase.dll" not in Path(f"/proc/{process.pid}/maps").read_text():
                 process.end()
                 count += 1
     return count
