@@ -93,18 +93,23 @@ class AgentConnection(ConnectionBase):
     # Ansible's interface
 
     def _connect(self) -> AgentConnection:
-        """Deploys the agent, unless it is there."""
+        """Nothing yet: the broker deploys the agent where a call needs one. To ask it for that alone would cost each task a call. (-vvv does, and tells.)"""
         if not self._connected:
-            try:
-                deployed = self.agent.deploy()
-            except SojournError as error:
-                raise ansible_error(error) from None
-            if deployed['changed']:
-                laps = ', '.join(f'{name} {seconds * 1000:.0f} ms' for name, seconds in deployed['seconds'].items())
-                info = deployed['info']
-                display.vvv(f"AGENT {info['service_name']} ON PORT {info['port']} ({info['tls_version']}): {laps}", host=self.host_name)
+            if display.verbosity >= 3:
+                self._show_deployed()
             self._connected = True
         return self
+
+    def _show_deployed(self) -> None:
+        """Deploys the agent, unless it is there; says what that took."""
+        try:
+            deployed = self.agent.deploy()
+        except SojournError as error:
+            raise ansible_error(error) from None
+        if deployed['changed']:
+            laps = ', '.join(f'{name} {seconds * 1000:.0f} ms' for name, seconds in deployed['seconds'].items())
+            info = deployed['info']
+            display.vvv(f"AGENT {info['service_name']} ON PORT {info['port']} ({info['tls_version']}): {laps}", host=self.host_name)
 
     def close(self) -> None:
         """Nothing to end: the broker keeps the session for the next task."""

@@ -244,7 +244,7 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill})
 	}
 	if r.Warm && p.input != nil && !r.KeepInputOpen {
-		if p.child = t.warm.start(r, p.Handle, p.input, files, coming); p.child != nil {
+		if p.child = t.warm.start(r, p.input, files, coming); p.child != nil {
 			p.output[0].append(before(r), nil)
 		}
 	}

@@ -250,8 +250,13 @@ func (t *tree) forget() {
 // KillTree ends the tree of a process that an agent which is no more has started. The caller holds the process, so that its id is
 // nobody else's.
 func KillTree(handle string, id int) {
-	if own := ownGroup(); own != "" && (&group{path: filepath.Join(own, groupPrefix+handle)}).kill() {
-		return
+	if own := ownGroup(); own != "" {
+		// A warm interpreter's process had its group before it had a handle.
+		for _, path := range []string{filepath.Join(own, groupPrefix+handle), groupOf(strconv.Itoa(id))} {
+			if filepath.Dir(path) == own && strings.HasPrefix(filepath.Base(path), groupPrefix) && (&group{path: path}).kill() {
+				return
+			}
+		}
 	}
 	for _, one := range append([]int{id}, descendants(id)...) {
 		_ = unix.Kill(one, unix.SIGKILL)
@@ -368,13 +373,21 @@ func newGroup(name string) *group {
 
 // ownGroup is the folder of the agent's control group where that is a unit of the agent's own, else "".
 func ownGroup() string {
-	raw, err := os.ReadFile("/proc/self/cgroup")
+	if path := groupOf("self"); strings.HasPrefix(filepath.Base(path), "sojourn-") {
+		return path
+	}
+	return ""
+}
+
+// groupOf is the folder of a process's control group (version 2); "": none is known.
+func groupOf(process string) string {
+	raw, err := os.ReadFile("/proc/" + process + "/cgroup")
 	if err != nil {
 		return ""
 	}
 	for line := range strings.Lines(string(raw)) {
 		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !ok || !strings.HasPrefix(filepath.Base(path), "sojourn-") {
+		if !ok {
 			continue
 		}
 		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} { // unified, or hybrid

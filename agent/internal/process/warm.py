@@ -9,15 +9,20 @@ _path = list(sys.path)
 # A program's own folder, here the working directory, comes first in the path: nothing may be imported from there.
 sys.path = [entry for entry in sys.path if entry not in ('', '.')]
 
+import __future__
 import _imp
 import ast
 import base64
+import copy
+import functools
 import gc
 import importlib
 import importlib.machinery
 import io
 import json
+import operator
 import os
+import re
 import select
 import shutil  # noqa: F401 - a module's wrapper imports it, as some of the others; pylint: disable=unused-import
 import signal
@@ -33,6 +38,12 @@ import zipimport
 PLACE = '<archive>'
 #: How results are written and arguments read; a zip has those that its module needs.
 PROFILES = 'ansible/module_utils/_internal/_json/_profiles/_module_'
+#: In a module's program, begins the statement that has the zip; what is before is the same in all programs of one ansible-core.
+BEGINNING = b'\nif __name__ == '
+#: A program may say that it is not in UTF-8; see PEP 263.
+CODING = re.compile(br'^[^\n]*\n?[^\n]*coding[=:](?!\s*utf-8)')
+#: The flags of code objects that come from what it has imported from __future__.
+FUTURE = functools.reduce(operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names))
 #: Further templates of one command line; the one that was used longest ago goes.
 TEMPLATES = 12
 #: Of the standard library, what has no effect beside being there (Python 3.10 and newer know the names).
@@ -88,6 +99,8 @@ class Archive:
         self.missed = set()
         self.ends = False  # whether something of it does something when it is taken apart
         self.code = {}  # of what is left to be imported by each module's own process: source, code
+        self.text, self.raw = '', b''  # how it is written in a program
+        self.beginning = None  # of that program: what comes before the statement that has it, and the code of that
 
     def file(self, name):
         base = name.replace('.', '/')
@@ -196,6 +209,46 @@ class Archive:
                 names += [alias.name for alias in statement.names]
         return [name for name in names if name.partition('.')[0] in STANDARD or name.startswith('ansible.module_utils')]
 
+    # The program
+
+    def learn(self, text, before):
+        """Of a program that has it: how it is written there, and what is before that."""
+        self.text, self.raw = text.decode(), text
+        at = before.rfind(BEGINNING) + 1
+        if not at or CODING.search(before[:at]):
+            return
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            try:
+                code = compile(before[:at], '<stdin>', 'exec', dont_inherit=True)
+            except (SyntaxError, ValueError):  # that was no end of a statement
+                return
+        if not caught:
+            self.beginning = before[:at], code
+
+    def compiled(self, program):
+        """A program as code objects, which are to be run one after the other; only what differs from the one that was learnt is compiled."""
+        codes, flags, lines, start = [], 0, 0, 0
+        if self.beginning is not None and program.startswith(self.beginning[0]):
+            known, code = self.beginning
+            codes, flags, lines, start = [code], code.co_flags & FUTURE, known.count(b'\n'), len(known)
+        # Nowhere is there a copy of all of it: pages that a process writes for the first time are most of what it costs.
+        at = program.find(b"'UEsDB", start)
+        if at >= 0 and program.startswith(self.raw, at + 1):
+            stand_in = os.urandom(16).hex()
+            before, after = program[start:at + 1], program[at + 1 + len(self.raw):]
+            code = compile(b''.join([b'\n' * lines, before, stand_in.encode(), after]), '<stdin>', 'exec', flags, dont_inherit=True)
+            code, count = exchanged(code, stand_in, self.text)
+            if count == 1:
+                return [*codes, code]
+        return [*codes, compile(b'\n' * lines + program[start:], '<stdin>', 'exec', flags, dont_inherit=True)]
+
+    def make_ready(self):
+        """In a process that waits to be told what to run: writes now to what it will write to anyway; gives it room for its program."""
+        for unused_module, code, file, unused_content in self.loaded.values():
+            _imp._fix_co_filename(code, PLACE + '/' + file + '/')
+        return bytearray(b'\n') * (len(self.text) + (1 << 16))
+
     def settle(self):
         """For the time between two modules: all that was imported is out of sight."""
         for name in self.loaded:
@@ -203,6 +256,19 @@ class Archive:
         gc.collect()
         self.ends = any(type(found).__module__.startswith('ansible') and ends(found) for found in gc.get_objects())
         gc.freeze()
+
+
+def exchanged(code, old, new):
+    """A code object with another text among its constants, and how often it was there."""
+    constants, count = [], 0
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            constant, more = exchanged(constant, old, new)
+            count += more
+        elif constant == old:
+            constant, count = new, count + 1
+        constants.append(constant)
+    return (code.replace(co_consts=tuple(constants)), count) if count else (code, 0)
 
 
 class Handover:
@@ -219,7 +285,7 @@ class Handover:
         place = getattr(getattr(spec, 'loader', None), 'archive', None)
         if place is None or place != sys.path[0] or spec.origin != place + '/ansible/__init__.py':
             return spec  # it is from elsewhere
-        loaders = {}
+        loaders = {'': spec.loader}
         for name, (module, code, file, unused_content) in self._archive.loaded.items():
             self._place(module, code, place, file, loaders)
             sys.modules[name] = module
@@ -231,13 +297,20 @@ class Handover:
     def _place(module, code, place, file, loaders):
         """As if it had been imported from the archive."""
         path = place + '/' + file
-        parent = '/'.join([place, *module.__name__.split('.')[:-1]])
-        loader = loaders.get(parent) or loaders.setdefault(parent, zipimport.zipimporter(parent))
+        parent = '/'.join(module.__name__.split('.')[:-1])
+        loader = loaders.get(parent)
+        if loader is None:
+            # Many of them, one as the other but for the folder: to make one looks for the archive on the disk.
+            loader = loaders[parent] = copy.copy(loaders['']) if hasattr(loaders[''], '__dict__') else zipimport.zipimporter(place + '/' + parent)
+            if hasattr(loader, '__dict__'):
+                loader.prefix = parent + '/'
         spec = importlib.machinery.ModuleSpec(module.__name__, loader, origin=path, is_package=module.__spec__.submodule_search_locations is not None)
         spec.has_location = True
         if spec.submodule_search_locations is not None:
             spec.submodule_search_locations = [os.path.dirname(path)]
             module.__path__ = spec.submodule_search_locations
+        if module.__spec__.cached is not None and module.__spec__.cached.startswith(PLACE):
+            spec.cached = place + module.__spec__.cached[len(PLACE):]
         module.__spec__, module.__loader__, module.__file__, module.__cached__ = spec, loader, path, spec.cached
         _imp._fix_co_filename(code, path)
 
@@ -245,7 +318,7 @@ class Handover:
         known, compile_source = self._archive.code, zipimport._compile_source
 
         def remembered(path, source):
-            code = known.pop(source, None)
+            code = known.get(source)  # asked for its file's name alone, zipimport has a module compiled for that
             if code is None:
                 return compile_source(path, source)
             _imp._fix_co_filename(code, path)
@@ -274,7 +347,6 @@ class Template:
         self.archive = None  # the first one has none, and passes on to those that have
         self.templates = {}  # of the first one: hash of the zip: its connection, or None where it can have none; the last used is the last
         self.bases = []  # of the first one: archive and connection of templates to make others from
-        self.started = None
         self.children = {}  # process id: where to report its end; None: nowhere
         self.ended, self.end = os.pipe()
         os.set_blocking(self.end, False)
@@ -296,7 +368,7 @@ class Template:
         self.children, self.templates, self.bases = {}, {}, []
 
     def serve(self):
-        """Comes back in the process of a module: its descriptors, the folder, the archive."""
+        """Comes back in the process of a module: the descriptor by which it hears what to run, the archive."""
         while True:
             ready = select.select([self.connection, self.ended], [], [])[0]
             if self.ended in ready:
@@ -350,26 +422,27 @@ class Template:
 
     # Orders
 
-    def learn(self, descriptors, archive):
-        """The agent gives a zip, in base64; a template is made for it."""
+    def learn(self, descriptors, what):
+        """The agent gives a zip, in base64, and what was before it in its program; a template is made for it."""
         while len(self.templates) >= TEMPLATES:
             self.forget(next(iter(self.templates)))
-        self.templates[archive] = None
-        data = read(descriptors[0])
-        content = opened(data)
+        self.templates[what] = None
+        content = opened(read(descriptors[0]))
         if content is not None:
-            base = next((connection for known, connection in self.bases if content.fits(known)), None) or self.base(content, descriptors[0])
+            base = next((connection for known, connection in self.bases if content.fits(known)), None) or self.base(content, descriptors)
             if base is not None:
-                self.templates[archive] = self.template(base, descriptors[0])
-        os.close(descriptors[0])
+                self.templates[what] = self.template(base, descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
-    def base(self, content, zip_descriptor):
+    def base(self, content, descriptors):
         """Makes the template of templates for all zips in which what every module imports is the same."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = os.fork()
         if not child:
             ours.close()
-            os.close(zip_descriptor)
+            for descriptor in descriptors:
+                os.close(descriptor)
             self.close()
             self.__init__(theirs)
             self.become(content, None)
@@ -387,26 +460,29 @@ class Template:
         return ours
 
     @staticmethod
-    def template(base, zip_descriptor):
+    def template(base, descriptors):
         """Has a base make the template of one zip."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            send(base, {'order': 'branch'}, [theirs.fileno(), zip_descriptor])
+            send(base, {'order': 'branch', 'what': None}, [theirs.fileno(), *descriptors])
         if ours.recv(1 << 17):
             return ours
         ours.close()
         return None
 
-    def branch(self, descriptors):
+    def branch(self, descriptors, what):
         """The first template has this base make the template of one zip."""
-        connection, file = descriptors
-        content = opened(read(file))
-        os.close(file)
+        connection, *files = descriptors
+        text, before = map(read, files)
+        content = opened(text)
+        for file in files:
+            os.close(file)
         child = os.fork()
         if not child:
             base = self.archive
             self.close()
             self.__init__(socket.socket(fileno=connection))
+            content.learn(text, before)
             self.become(content, base)
             return
         os.close(connection)
@@ -425,48 +501,41 @@ class Template:
         if connection is not None:
             connection.close()
 
-    def run(self, descriptors, archive, folder):
-        """Forks for a module; with the last descriptor its end is reported, or why it was not begun."""
-        report = descriptors[-1]
+    def run(self, descriptors, what):
+        """Forks for a module of a zip; with the descriptor its end is reported, or that no such zip is known."""
+        report, = descriptors
         if self.archive is None:
-            if self.started is None:
-                self.started = watched(), look(watched())
-            word = b's' if look(self.started[0]) != self.started[1] else b'' if archive in self.templates else b'u'
-            if word:
-                os.write(report, word)
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            connection = self.templates.pop(what, self)
+            if connection is self:
+                os.write(report, b'u')
+                os.close(report)
                 return None
-            connection = self.templates.pop(archive)
-            self.templates[archive] = connection
+            self.templates[what] = connection
             if connection is not None:
                 try:
-                    send(connection, {'order': 'run', 'archive': archive, 'folder': folder}, descriptors)
+                    send(connection, {'order': 'run', 'what': what}, descriptors)
                 except OSError:  # somebody has killed it
-                    self.forget(archive)
+                    self.forget(what)
                     os.write(report, b'u')
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                os.close(report)
                 return None
         child = os.fork()
         if child:
             self.children[child] = report
-            for descriptor in descriptors[:-1]:
-                os.close(descriptor)
             return None
         self.close()
-        return descriptors, folder, self.archive
+        return report, self.archive
 
 
 def read(descriptor):
     with open(descriptor, 'rb', closefd=False) as file:
         file.seek(0)
-        return base64.b64decode(file.read())
+        return file.read()
 
 
-def opened(data):
+def opened(text):
     try:
-        return Archive(data)
+        return Archive(base64.b64decode(text))
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError):
         return None
 
@@ -486,28 +555,40 @@ def send(connection, order, descriptors):
     connection.sendmsg([json.dumps(order).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f'={len(descriptors)}i', *descriptors))])
 
 
-def begin(descriptors, folder, archive):
-    """Makes this the process that a cold one would have been; gives the program, its namespace, the archive."""
-    report = descriptors[3]
+def begin(report, archive):
+    """Makes this the process that a cold one would have been, once it is told what to run; gives the program, its namespace, the archive."""
     os.setsid()
-    for number, descriptor in enumerate(descriptors[:3]):
+    # The agent learns the process id from the message's credentials, and puts the process where its tree is kept together.
+    os.write(report, b'f')
+    program = archive.make_ready() if archive is not None else bytearray(1 << 16)
+    with socket.socket(fileno=report) as connection:
+        message, descriptors = receive(connection)
+        if not message:
+            os._exit(255)
+        if look(_state[0]) != _state[1]:
+            connection.send(b's')
+            os._exit(255)
+        connection.send(b'b')
+        if connection.recv(1) != b'g':
+            os._exit(255)
+    folder = json.loads(message)['what']
+    for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    # The agent learns the process id from the message's credentials, and puts the process where its tree is kept together.
-    os.write(report, b'b')
-    if os.read(report, 1) != b'g':
-        os._exit(255)
-    os.close(report)
     try:
         os.chdir(folder)
     except OSError:
         pass  # where another user's process is begun there as well
-    pieces = []
+    size = 0
     while True:
-        piece = os.read(0, 1 << 16)
-        if not piece:
+        with memoryview(program) as room, room[size:] as rest:
+            count = os.readv(0, [rest])
+        if not count:
             break
-        pieces.append(piece)
+        size += count
+        if size == len(program):
+            program += bytes(size)
+    del program[size:]
     sys.path[:] = _path
     tempfile.tempdir = None
     importlib.invalidate_caches()
@@ -517,7 +598,7 @@ def begin(descriptors, folder, archive):
     main.__dict__.clear()
     main.__dict__.update(_pristine)
     sys.modules['__main__'] = main
-    return b''.join(pieces), main.__dict__, archive
+    return program, main.__dict__, archive
 
 
 _standard = os.path.dirname(os.__file__) + '/'
@@ -575,11 +656,13 @@ _name, _token = globals().pop('RENDEZVOUS')
 _connection.connect('\0' + _name)
 _connection.send(_token.encode())
 del _name, _token
+_state = watched(), look(watched())
 _begun = begin(*Template(_connection).serve())
 _before = frozenset(sys.modules)
 _code = None
 try:
-    exec(compile(_begun[0], '<stdin>', 'exec', dont_inherit=True), _begun[1])
+    for _program in _begun[2].compiled(_begun[0]) if _begun[2] is not None else [compile(_begun[0], '<stdin>', 'exec', dont_inherit=True)]:
+        exec(_program, _begun[1])
 except SystemExit as _end:
     _code = _end.code
 except KeyboardInterrupt:

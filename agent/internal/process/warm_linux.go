@@ -2,9 +2,11 @@
 //
 // For a command line that runs such a program from its standard input, the very same command line is started once with another
 // program, warm.py, on its standard input. It connects to the agent by an abstract socket, shows the token that it was given, and
-// from then on forks the processes that further such command lines would have started. It is told what each is to have: descriptors
-// 0 to 2, the folder. A process tells its id by the credentials of its first message, which the kernel vouches for, and goes on once it is
-// in its own control group. Its parent reports its end.
+// from then on forks the processes that further such command lines would have started. A process tells its id by the credentials of its
+// first message, which the kernel vouches for, and is moved to a control group of its own. Then it waits to be told what it is to
+// have: descriptors 0 to 2, the folder. Its parent reports its end.
+//
+// To fork and to move takes longer than what most modules do: so one that waits is there already, for each zip that has been run.
 //
 // Whatever goes otherwise than foreseen: nothing was begun, and the process is started without, as if there were no such thing.
 
@@ -39,6 +41,8 @@ import (
 const (
 	maximumInterpreters = 4
 	maximumProgram      = 16 << 20
+	// maximumSpares bounds the processes of an interpreter that wait; each has about a megabyte of its own.
+	maximumSpares = 8
 	// warmPatience is how long an interpreter may take to begin, or to import what a module does.
 	warmPatience = 20 * time.Second
 	// warmPrefix begins the names of control groups: other than those of executions, they are not to outlive the agent.
@@ -76,10 +80,21 @@ type interpreter struct {
 	over       chan struct{} // closed when its process has ended
 	forgetting sync.Once
 	used       time.Time
+
+	waiting sync.Mutex
+	spares  map[string]*spare // by hash of the zip
+	closed  bool              // there are to be no spares any more
+}
+
+// spare is a process that waits to be told what it is to run.
+type spare struct {
+	made  chan struct{} // closed when it is there, or is not: child
+	child *warmed
+	since time.Time
 }
 
 // start starts a program by a warm interpreter; nil: it is to be started without.
-func (w *warmer) start(r *Request, handle string, input *store, files [3]*os.File, coming func(id int)) child {
+func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(id int)) child {
 	size, _ := input.state()
 	if size > maximumProgram {
 		return nil
@@ -88,7 +103,7 @@ func (w *warmer) start(r *Request, handle string, input *store, files [3]*os.Fil
 	if _, err := io.ReadFull(io.NewSectionReader(readerAt{input}, 0, size), program); err != nil {
 		return nil
 	}
-	archive := archiveIn(program)
+	before, archive := archiveIn(program)
 	if archive == nil {
 		return nil
 	}
@@ -102,7 +117,7 @@ func (w *warmer) start(r *Request, handle string, input *store, files [3]*os.Fil
 		if i == nil {
 			return nil
 		}
-		t, stale := i.run(archive, s.directory, handle, files, coming)
+		t, stale := i.run(before, archive, s.directory, files, coming)
 		if t != nil {
 			return t
 		}
@@ -117,21 +132,21 @@ func (w *warmer) start(r *Request, handle string, input *store, files [3]*os.Fil
 // readerAt reads a store to the end: io.EOF is only where it ends.
 type readerAt struct{ *store }
 
-// archiveIn gives the zip, in base64, of a module's wrapper; nil where it is not laid out as known.
-func archiveIn(program []byte) []byte {
+// archiveIn gives the zip, in base64, of a module's wrapper, and what is before it; nil where it is not laid out as known.
+func archiveIn(program []byte) (before, archive []byte) {
 	if !bytes.Contains(program, wrapperMark) {
-		return nil
+		return nil, nil
 	}
 	before, rest, found := bytes.Cut(program, archiveMark)
 	if !found || bytes.Contains(rest, archiveMark) || !namesArchive(before) {
-		return nil
+		return nil, nil
 	}
 	length := bytes.IndexByte(rest, '\'')
 	if length < 0 || !isBase64(rest[:length]) {
-		return nil
+		return nil, nil
 	}
 	start := len(before) + 1
-	return program[start : start+len(archiveMark)-1+length]
+	return before, program[start : start+len(archiveMark)-1+length]
 }
 
 // namesArchive tells whether what is before a zip gives it its name.
@@ -220,6 +235,7 @@ func (w *warmer) retire(key string, i *interpreter) {
 	}
 	w.retired[i] = true
 	i.connection.Close() // the end of it is its own
+	go i.dismiss()
 	go func() {
 		<-i.over
 		if !i.gone() {
@@ -324,6 +340,7 @@ func meet(listener *net.UnixListener, token string) *net.UnixConn {
 
 // end ends an interpreter and its templates, not the processes that they have begun.
 func (i *interpreter) end() {
+	i.dismiss()
 	switch g := i.tree.group; {
 	case i.connection == nil:
 		i.tree.kill()
@@ -359,14 +376,15 @@ func (i *interpreter) gone() bool {
 	return err != nil
 }
 
-// order is what an interpreter is told.
+// order is what an interpreter, or a process that waits, is told.
 type order struct {
-	Order   string  `json:"order"`
-	Archive string  `json:"archive"`
-	Folder  *string `json:"folder,omitempty"`
+	Order string `json:"order"`
+	What  string `json:"what"`
 }
 
-func (i *interpreter) tell(o order, files ...*os.File) error {
+func (i *interpreter) tell(o order, files ...*os.File) error { return tell(i.connection, o, files...) }
+
+func tell(connection *net.UnixConn, o order, files ...*os.File) error {
 	var descriptors []int
 	for _, f := range files {
 		descriptors = append(descriptors, int(f.Fd()))
@@ -375,97 +393,174 @@ func (i *interpreter) tell(o order, files ...*os.File) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = i.connection.WriteMsgUnix(message, unix.UnixRights(descriptors...), nil)
+	_, _, err = connection.WriteMsgUnix(message, unix.UnixRights(descriptors...), nil)
 	return err
 }
 
 // run has a process begun; nil: it was not. Stale: another interpreter may be able to, this one began before something that it goes by changed.
-func (i *interpreter) run(archive []byte, directory, handle string, files [3]*os.File, coming func(id int)) (t *warmed, stale bool) {
+func (i *interpreter) run(before, archive []byte, directory string, files [3]*os.File, coming func(id int)) (t *warmed, stale bool) {
+	hash := sha256.Sum256(archive)
+	name := hex.EncodeToString(hash[:])
+	for t == nil {
+		ready := i.take(name)
+		fresh := ready == nil
+		if fresh {
+			ready = i.fork(name, before, archive)
+		}
+		if ready == nil {
+			return nil, false
+		}
+		switch word := ready.begin(directory, files, coming); {
+		case word == 'b':
+			t = ready
+		case word == 's':
+			ready.dismiss()
+			return nil, true
+		default: // somebody has killed it while it waited
+			ready.dismiss()
+			if fresh {
+				return nil, false
+			}
+		}
+	}
+	t.again = func() { i.prepare(name) }
+	return t, false
+}
+
+// take gives the process that waits to run a zip; nil: there is none.
+func (i *interpreter) take(name string) *warmed {
+	i.waiting.Lock()
+	s := i.spares[name]
+	delete(i.spares, name)
+	i.waiting.Unlock()
+	if s == nil {
+		return nil
+	}
+	<-s.made
+	return s.child
+}
+
+// prepare has a process wait for a zip that has been run.
+func (i *interpreter) prepare(name string) {
+	i.waiting.Lock()
+	if i.closed || i.spares[name] != nil {
+		i.waiting.Unlock()
+		return
+	}
+	if i.spares == nil {
+		i.spares = make(map[string]*spare)
+	}
+	if len(i.spares) >= maximumSpares {
+		oldest := ""
+		for other, s := range i.spares {
+			if oldest == "" || s.since.Before(i.spares[oldest].since) {
+				oldest = other
+			}
+		}
+		go i.spares[oldest].dismiss()
+		delete(i.spares, oldest)
+	}
+	s := &spare{made: make(chan struct{}), since: time.Now()}
+	i.spares[name] = s
+	i.waiting.Unlock()
+	s.child = i.fork(name, nil, nil)
+	close(s.made)
+}
+
+// dismiss ends all processes that wait, and there will be no others.
+func (i *interpreter) dismiss() {
+	i.waiting.Lock()
+	all := i.spares
+	i.spares, i.closed = nil, true
+	i.waiting.Unlock()
+	for _, s := range all {
+		s.dismiss()
+	}
+}
+
+func (s *spare) dismiss() {
+	if <-s.made; s.child != nil {
+		s.child.dismiss()
+	}
+}
+
+// fork has a process made that waits; nil: it was not. Archive: to be taught where it is not known; nil: then there is to be none.
+func (i *interpreter) fork(name string, before, archive []byte) *warmed {
+	report, id := i.ask(order{"run", name}, before, archive)
+	if report == nil {
+		return nil
+	}
+	process, err := os.FindProcess(id)
+	if err != nil {
+		report.Close()
+		return nil
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	w := &warmed{tree: tree{process: process, group: newGroup(groupPrefix + hex.EncodeToString(random[:]))}, report: report}
+	if w.group != nil && w.group.add(id) != nil {
+		w.dismiss()
+		return nil
+	}
+	return w
+}
+
+// teach gives the interpreter an archive that it does not know, and what is before it in its program.
+func (i *interpreter) teach(hash string, texts ...[]byte) error {
+	var files []*os.File
+	for _, text := range texts {
+		descriptor, err := unix.MemfdCreate("program", unix.MFD_CLOEXEC)
+		if err != nil {
+			return err
+		}
+		file := os.NewFile(uintptr(descriptor), "program")
+		defer file.Close()
+		if _, err := file.Write(text); err != nil {
+			return err
+		}
+		files = append(files, file)
+	}
+	return i.tell(order{"learn", hash}, files...)
+}
+
+// ask has a process made, and gives the connection to it, and its id; nil: it was not.
+func (i *interpreter) ask(o order, before, archive []byte) (*net.UnixConn, int) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	hash := sha256.Sum256(archive)
-	o := order{"run", hex.EncodeToString(hash[:]), &directory}
 	for range 2 {
-		word, t, err := i.ask(o, handle, files, coming)
-		switch {
-		case err != nil:
-			return nil, false
-		case t != nil:
-			return t, false
-		case word == 's':
-			return nil, true
+		report, theirs, err := reportPair()
+		if err != nil {
+			return nil, 0
 		}
-		if i.teach(o.Archive, archive) != nil {
-			return nil, false
-		}
-	}
-	return nil, false
-}
-
-// teach gives the interpreter an archive that it does not know.
-func (i *interpreter) teach(hash string, archive []byte) error {
-	descriptor, err := unix.MemfdCreate("archive", unix.MFD_CLOEXEC)
-	if err != nil {
-		return err
-	}
-	file := os.NewFile(uintptr(descriptor), "archive")
-	defer file.Close()
-	if _, err := file.Write(archive); err != nil {
-		return err
-	}
-	return i.tell(order{Order: "learn", Archive: hash}, file)
-}
-
-// ask has a process begun, or gives the word for why it was not.
-func (i *interpreter) ask(o order, handle string, files [3]*os.File, coming func(id int)) (word byte, t *warmed, err error) {
-	report, theirs, err := reportPair()
-	if err != nil {
-		return 0, nil, err
-	}
-	err = i.tell(o, files[0], files[1], files[2], theirs)
-	theirs.Close()
-	defer func() {
-		if t == nil {
+		err = i.tell(o, theirs)
+		theirs.Close()
+		if err != nil {
 			report.Close()
+			return nil, 0
 		}
-	}()
-	if err != nil {
-		return 0, nil, err
+		word, id := hear(report)
+		if word == 'f' && id > 0 {
+			return report, id
+		}
+		report.Close()
+		if word != 'u' || archive == nil || i.teach(o.What, archive, before) != nil {
+			return nil, 0
+		}
 	}
-	_ = report.SetDeadline(time.Now().Add(warmPatience))
+	return nil, 0
+}
+
+// hear gives the word that a process says, and the process; 0: none.
+func hear(report *net.UnixConn) (word byte, id int) {
+	_ = report.SetReadDeadline(time.Now().Add(warmPatience))
+	defer report.SetReadDeadline(time.Time{})
 	var said [8]byte
 	credentials := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
 	n, m, _, _, err := report.ReadMsgUnix(said[:], credentials)
 	if err != nil || n == 0 {
-		return 0, nil, errors.Join(err, io.ErrUnexpectedEOF)
+		return 0, 0
 	}
-	if said[0] != 'b' {
-		return said[0], nil, nil
-	}
-	id, err := sender(credentials[:m])
-	if err != nil {
-		return 0, nil, err
-	}
-	process, err := os.FindProcess(id)
-	if err != nil {
-		return 0, nil, err
-	}
-	w := &warmed{tree: tree{process: process, group: newGroup(groupPrefix + handle)}, report: report}
-	if w.group != nil && w.group.add(id) != nil {
-		w.forget()
-		return 0, nil, errors.New("it could not be moved")
-	}
-	if w.group != nil { // whoever outlives the agent hears of the process before it can have done anything
-		coming(0)
-	} else {
-		coming(id)
-	}
-	if _, err := report.Write([]byte("g")); err != nil {
-		w.forget()
-		return 0, nil, err
-	}
-	_ = report.SetDeadline(time.Time{})
-	return 0, w, nil
+	return said[0], sender(credentials[:m])
 }
 
 // reportPair makes the connection by which one process is begun and reported; ours is told who sends.
@@ -488,24 +583,57 @@ func reportPair() (ours *net.UnixConn, theirs *os.File, err error) {
 	return connection.(*net.UnixConn), theirs, nil
 }
 
-// sender is the process that a message is from.
-func sender(ancillary []byte) (int, error) {
+// sender is the process that a message is from; 0: nobody is known.
+func sender(ancillary []byte) int {
 	messages, err := unix.ParseSocketControlMessage(ancillary)
 	if err != nil {
-		return 0, err
+		return 0
 	}
 	for n := range messages {
-		if credentials, err := unix.ParseUnixCredentials(&messages[n]); err == nil && credentials.Pid > 0 {
-			return int(credentials.Pid), nil
+		if credentials, err := unix.ParseUnixCredentials(&messages[n]); err == nil {
+			return int(credentials.Pid)
 		}
 	}
-	return 0, errors.New("nobody is known to have sent this")
+	return 0
 }
 
 // warmed is a process that a template has forked.
 type warmed struct {
 	tree
 	report *net.UnixConn
+	again  func() // has another one wait; called once nobody waits for this one any more
+}
+
+// begin has it run what comes on its standard input. It gives 'b'; 's': something has changed on the target since the interpreter began; 0: it has gone.
+func (w *warmed) begin(directory string, files [3]*os.File, coming func(id int)) byte {
+	if tell(w.report, order{"begin", directory}, files[:]...) != nil {
+		return 0
+	}
+	word, id := hear(w.report)
+	switch {
+	case word == 's':
+		return word
+	case word != 'b' || id != w.process.Pid:
+		return 0
+	}
+	coming(id) // whoever outlives the agent hears of the process before it can have done anything
+	if _, err := w.report.Write([]byte("g")); err != nil {
+		return 0
+	}
+	return 'b'
+}
+
+// dismiss ends one that has not begun.
+func (w *warmed) dismiss() {
+	w.tree.kill()
+	w.report.Close()
+	w.awaitEnd()
+	w.tree.forget()
+}
+
+func (w *warmed) forget() {
+	w.tree.forget()
+	go w.again()
 }
 
 func (w *warmed) wait() int64 {

@@ -6,7 +6,7 @@ import "os"
 
 type warmer struct{}
 
-func (*warmer) start(*Request, string, *store, [3]*os.File, func(int)) child { return nil }
+func (*warmer) start(*Request, *store, [3]*os.File, func(int)) child { return nil }
 
 func (*warmer) end() {}
 
