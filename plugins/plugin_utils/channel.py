@@ -238,6 +238,8 @@ class Channel:
         self._url = f'https://{f"[{host}]" if ":" in host else host}:{endpoint.port}/'
         self._closed = threading.Event()
         self._reached = False
+        #: Archives of modules, by SHA-256: whether the agent has kept them.
+        self.archives: dict[str, bool] = {}
         #: When the agent last answered.
         self.heard = time.monotonic()
 

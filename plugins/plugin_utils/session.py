@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import logging
 import threading
 import time
@@ -46,6 +48,10 @@ LOST = ('SD-502', 'SD-503')
 #: Nobody is there just now; a sign-in that is refused is another matter, and trying it again locks accounts.
 NOT_THERE = ('SD-202', 'SD-203', 'SD-204', 'SD-205', 'SD-501')
 
+#: Begins a zip in base64, as Ansible writes it into a module's program; and how long it is where it is worth the trouble.
+ARCHIVE_MARK = b"'UEsDB"
+LEAST_ARCHIVE = 4096
+
 #: Told what happens while a session ends: ('waiting', package=...).
 Report = t.Callable[..., None]
 
@@ -59,6 +65,15 @@ def make_way_in(target: Target, run: str) -> WayIn:
     from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in_ssh import SshWayIn
 
     return SshWayIn(target, run)
+
+
+def module_archive(program: bytes) -> slice | None:
+    """Where in a module's program its archive is; None: it has none, or not just one."""
+    start = program.find(ARCHIVE_MARK) + 1
+    stop = program.find(b"'", start)
+    if not start or stop - start < LEAST_ARCHIVE or program.find(ARCHIVE_MARK, stop) >= 0:
+        return None
+    return slice(start, stop)
 
 
 class Cancelled(Exception):
@@ -721,12 +736,29 @@ class Session:
         open_input = bool(arguments.get('keep_input_open'))
         first_wait = 0.0 if open_input else FIRST_WAIT_STREAMING if arguments.get('streaming') else FIRST_WAIT
         environment = arguments.get('environment')
-        return channel.call(
-            'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'), Directory=arguments.get('directory'),
+        execute = functools.partial(
+            channel.call, 'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'), Directory=arguments.get('directory'),
             Environment=[{'Name': name, 'Value': value} for name, value in environment.items()] if environment else None,
-            User=arguments.get('user'), Input=data, KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
+            User=arguments.get('user'), KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
             WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, Warm=arguments.get('warm') or None, Handle=job.handle,
             Label=arguments.get('label'))
+        archive = module_archive(data) if data is not None and arguments.get('warm') else None
+        return execute(Input=data) if data is None or archive is None else self._start_module(channel, execute, data, archive)
+
+    @staticmethod
+    def _start_module(channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice) -> t.Any:
+        """Sends a module without its archive, which is most of it, where the agent has kept that of an earlier one."""
+        checksum = hashlib.sha256(data[archive]).hexdigest()
+        if channel.archives.get(checksum):
+            try:
+                return execute(Input=data[:archive.start] + data[archive.stop:], Archive=checksum, ArchiveOffset=archive.start)
+            except SojournError as error:
+                if error.code != 'SD-713':
+                    raise
+                channel.archives[checksum] = False  # it will not be asked again
+        result = execute(Input=data)
+        channel.archives.setdefault(checksum, True)
+        return result
 
     def _read(self, channel: channel_module.Channel, job: Job, offsets: tuple[int, int], wait: float) -> dict[str, t.Any]:
         return self._persist(

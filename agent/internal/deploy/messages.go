@@ -128,6 +128,8 @@ type (
 		WaitSeconds    *float64
 		SafeToKill     *bool
 		Warm           *bool
+		Archive        *string
+		ArchiveOffset  *int64
 		Handle         *string
 		Label          *string
 	}

@@ -3,6 +3,7 @@
 package deploy
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/files"
 	"sojourn.example/agent/internal/firewall"
@@ -236,12 +238,29 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 			return nil, err
 		}
 	}
+	if r.Archive != nil {
+		if request.Input, err = d.withArchive(request.Input, *r.Archive, given(r.ArchiveOffset)); err != nil {
+			return nil, err
+		}
+	}
 	p, err := d.processes.Start(c.context, request)
 	if err != nil {
 		return nil, err
 	}
 	// From the beginning, or, where a process that is asked about again has lost that, from what is left.
 	return &ExecuteResponse{execution(p, p.Await(c.context, wait, nil), p.Begin(), defaultOutput)}, nil
+}
+
+// withArchive puts a module's archive, which came with another, back into its program.
+func (d *Deployment) withArchive(input io.Reader, archive string, offset int64) (io.Reader, error) {
+	if input == nil || offset < 0 {
+		return nil, badRequest("an Archive must have an Input, and no negative ArchiveOffset")
+	}
+	text := d.processes.Archive(archive)
+	if text == nil {
+		return nil, catalogue.New("SD-713", "archive", archive[:min(len(archive), 64)])
+	}
+	return io.MultiReader(io.LimitReader(input, offset), bytes.NewReader(text), input), nil
 }
 
 func isHandle(s string) bool {

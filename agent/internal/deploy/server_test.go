@@ -221,27 +221,29 @@ func TestBadRequests(t *testing.T) {
 		"no attachment":      {`multipart/related; boundary=b`, part + "\r\n--b--\r\n", "no attachment"},
 		"attachment without multipart": {"text/xml", envelope("PutFile", `<Path>a</Path><Offset>0</Offset><TotalSize>1</TotalSize><Data><i:Include xmlns:i="http://www.w3.org/2004/08/xop/include" href="cid:d"/></Data><Checksum/>`),
 			"names an attachment"},
-		"unknown operation":   {"text/xml", envelope("Format", ""), "no operation"},
-		"neither":             {"text/xml", envelope("Execute", ""), "either Arguments or CommandLine"},
-		"both":                {"text/xml", envelope("Execute", "<Arguments>a</Arguments><CommandLine>a</CommandLine>"), "either Arguments or CommandLine"},
-		"empty program":       {"text/xml", envelope("Execute", "<Arguments/>"), "name is empty"},
-		"negative wait":       {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><WaitSeconds>-1</WaitSeconds>"), "negative"},
-		"no time":             {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><TimeoutSeconds>0</TimeoutSeconds>"), "zero"},
-		"lease too long":      {"text/xml", envelope("RenewLease", "<Seconds>1e9</Seconds>"), "86400"},
-		"port too high":       {"text/xml", envelope("OpenPort", "<Port>65536</Port>"), "65535"},
-		"unknown protocol":    {"text/xml", envelope("OpenPort", "<Port>1</Port><Protocol>sctp</Protocol>"), "neither tcp nor udp"},
-		"source no address":   {"text/xml", envelope("OpenPort", "<Port>1</Port><Source>a; reboot</Source>"), "neither an address nor a prefix"},
-		"family of no source": {"text/xml", envelope("OpenPort", "<Port>1</Port><Source>fd73::1</Source><Family>ipv4</Family>"), "not of Family"},
-		"unknown family":      {"text/xml", envelope("OpenPort", "<Port>1</Port><Family>ipx</Family>"), "neither ipv4 nor ipv6"},
-		"own run":             {"text/xml", envelope("RemoveLeftovers", "<Run>0123456789ab</Run>"), "own"},
-		"force without run":   {"text/xml", envelope("RemoveLeftovers", "<Force>true</Force>"), "Force without Run"},
-		"short handle":        {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>0123456789abcde</Handle>"), "Handle"},
-		"long handle":         {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>"+strings.Repeat("0", 65)+"</Handle>"), "Handle"},
-		"capital handle":      {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>0123456789ABCDEF</Handle>"), "Handle"},
-		"handle with a path":  {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>../../0123456789abcdef</Handle>"), "Handle"},
-		"long label":          {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Label>"+strings.Repeat("ü", 257)+"</Label>"), "Label"},
-		"no run":              {"text/xml", envelope("RemoveLeftovers", "<Run>*</Run>"), "hexadecimal"},
-		"negative length":     {"text/xml", envelope("GetFile", "<Path>a</Path><Length>-1</Length>"), "negative"},
+		"unknown operation":       {"text/xml", envelope("Format", ""), "no operation"},
+		"neither":                 {"text/xml", envelope("Execute", ""), "either Arguments or CommandLine"},
+		"both":                    {"text/xml", envelope("Execute", "<Arguments>a</Arguments><CommandLine>a</CommandLine>"), "either Arguments or CommandLine"},
+		"empty program":           {"text/xml", envelope("Execute", "<Arguments/>"), "name is empty"},
+		"negative wait":           {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><WaitSeconds>-1</WaitSeconds>"), "negative"},
+		"no time":                 {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><TimeoutSeconds>0</TimeoutSeconds>"), "zero"},
+		"lease too long":          {"text/xml", envelope("RenewLease", "<Seconds>1e9</Seconds>"), "86400"},
+		"port too high":           {"text/xml", envelope("OpenPort", "<Port>65536</Port>"), "65535"},
+		"unknown protocol":        {"text/xml", envelope("OpenPort", "<Port>1</Port><Protocol>sctp</Protocol>"), "neither tcp nor udp"},
+		"source no address":       {"text/xml", envelope("OpenPort", "<Port>1</Port><Source>a; reboot</Source>"), "neither an address nor a prefix"},
+		"family of no source":     {"text/xml", envelope("OpenPort", "<Port>1</Port><Source>fd73::1</Source><Family>ipv4</Family>"), "not of Family"},
+		"unknown family":          {"text/xml", envelope("OpenPort", "<Port>1</Port><Family>ipx</Family>"), "neither ipv4 nor ipv6"},
+		"own run":                 {"text/xml", envelope("RemoveLeftovers", "<Run>0123456789ab</Run>"), "own"},
+		"force without run":       {"text/xml", envelope("RemoveLeftovers", "<Force>true</Force>"), "Force without Run"},
+		"short handle":            {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>0123456789abcde</Handle>"), "Handle"},
+		"long handle":             {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>"+strings.Repeat("0", 65)+"</Handle>"), "Handle"},
+		"capital handle":          {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>0123456789ABCDEF</Handle>"), "Handle"},
+		"handle with a path":      {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Handle>../../0123456789abcdef</Handle>"), "Handle"},
+		"archive without input":   {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Archive>ab</Archive>"), "must have an Input"},
+		"negative archive offset": {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Input>eA==</Input><Archive>ab</Archive><ArchiveOffset>-1</ArchiveOffset>"), "negative"},
+		"long label":              {"text/xml", envelope("Execute", "<CommandLine>true</CommandLine><Label>"+strings.Repeat("ü", 257)+"</Label>"), "Label"},
+		"no run":                  {"text/xml", envelope("RemoveLeftovers", "<Run>*</Run>"), "hexadecimal"},
+		"negative length":         {"text/xml", envelope("GetFile", "<Path>a</Path><Length>-1</Length>"), "negative"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := s.fault(t, c.contentType, c.body); !strings.HasPrefix(got, "s:Client SD-504 ") || !strings.Contains(got, c.want) {
@@ -251,6 +253,30 @@ func TestBadRequests(t *testing.T) {
 	}
 	if got := s.fault(t, "text/xml", envelope("ReadOutput", "<Handle>x</Handle><StandardOutputOffset>0</StandardOutputOffset><StandardErrorOffset>0</StandardErrorOffset>")); !strings.HasPrefix(got, "s:Server SD-705 ") {
 		t.Error(got)
+	}
+}
+
+// TestAnArchiveComesOnce sends a module's program whole, then without its archive.
+func TestAnArchiveComesOnce(t *testing.T) {
+	s := serve(t)
+	archive := base64.StdEncoding.EncodeToString([]byte("PK\x03\x04 no zip, as far as Python is concerned"))
+	before, after := "_ANSIBALLZ_WRAPPER = True\nzip_data = '", "'\n"
+	sum := sha256.Sum256([]byte(archive))
+	encoded := func(text string) string {
+		return "<Input>" + base64.StdEncoding.EncodeToString([]byte(text)) + "</Input>"
+	}
+	ask := func(input, more string) string {
+		return "<CommandLine>cat</CommandLine>" + input + "<WaitSeconds>20</WaitSeconds><Warm>true</Warm>" + more
+	}
+	without := ask(encoded(before+after), fmt.Sprintf("<Archive>%x</Archive><ArchiveOffset>%d</ArchiveOffset>", sum, len(before)))
+	if got := s.fault(t, "text/xml", envelope("Execute", without)); !strings.HasPrefix(got, "s:Server SD-713 ") {
+		t.Error(got)
+	}
+	for _, body := range []string{ask(encoded(before+archive+after), ""), without, without} {
+		text := s.call(t, "Execute", body)
+		if got, _ := base64.StdEncoding.DecodeString(element(text, "StandardOutput")); string(got) != before+archive+after {
+			t.Errorf("%q", got)
+		}
 	}
 }
 

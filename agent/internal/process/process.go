@@ -126,6 +126,9 @@ type Process struct {
 	timer    *time.Timer
 }
 
+// Archive gives the text of a module's archive that has come with Warm, by its SHA-256 in hexadecimal digits; nil: it is not, or no longer, known.
+func (t *Table) Archive(hash string) []byte { return t.warm.archive(hash) }
+
 // Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.
 func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	if r.Handle == "" {

@@ -43,6 +43,9 @@ const (
 	maximumProgram      = 16 << 20
 	// maximumSpares bounds the processes of an interpreter that wait; each has about a megabyte of its own.
 	maximumSpares = 8
+	// maximumArchives and maximumArchive bound what is kept of modules: how many, and bytes of each.
+	maximumArchives = 32
+	maximumArchive  = 1 << 20
 	// warmPatience is how long an interpreter may take to begin, or to import what a module does.
 	warmPatience = 20 * time.Second
 	// warmPrefix begins the names of control groups: other than those of executions, they are not to outlive the agent.
@@ -70,6 +73,8 @@ type warmer struct {
 	retired      map[*interpreter]bool // begin nothing any more, but are there still
 	failed       map[string]bool       // command lines that gave none
 	ended        bool
+	archives     map[string][]byte // what came in modules, by hash: most of a module, and the same each time
+	hashes       []string          // of those, the last used is the last
 }
 
 // interpreter is warm.py at work, with the templates that it made.
@@ -107,6 +112,7 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 	if archive == nil {
 		return nil
 	}
+	hash := w.remember(archive)
 	s, err := settle(r)
 	if err != nil {
 		return nil
@@ -117,7 +123,7 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 		if i == nil {
 			return nil
 		}
-		t, stale := i.run(before, archive, s.directory, files, coming)
+		t, stale := i.run(hash, before, archive, s.directory, files, coming)
 		if t != nil {
 			return t
 		}
@@ -127,6 +133,32 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 		}
 	}
 	return nil
+}
+
+// remember keeps a module's archive, for modules that come without; it gives its hash.
+func (w *warmer) remember(archive []byte) string {
+	sum := sha256.Sum256(archive)
+	hash := hex.EncodeToString(sum[:])
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.archives == nil {
+		w.archives = make(map[string][]byte)
+	}
+	if w.archives[hash] == nil && len(archive) <= maximumArchive {
+		w.archives[hash] = bytes.Clone(archive)
+	}
+	w.hashes = append(slices.DeleteFunc(w.hashes, func(other string) bool { return other == hash }), hash)
+	for len(w.hashes) > maximumArchives {
+		delete(w.archives, w.hashes[0])
+		w.hashes = w.hashes[1:]
+	}
+	return hash
+}
+
+func (w *warmer) archive(hash string) []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.archives[hash]
 }
 
 // readerAt reads a store to the end: io.EOF is only where it ends.
@@ -398,9 +430,7 @@ func tell(connection *net.UnixConn, o order, files ...*os.File) error {
 }
 
 // run has a process begun; nil: it was not. Stale: another interpreter may be able to, this one began before something that it goes by changed.
-func (i *interpreter) run(before, archive []byte, directory string, files [3]*os.File, coming func(id int)) (t *warmed, stale bool) {
-	hash := sha256.Sum256(archive)
-	name := hex.EncodeToString(hash[:])
+func (i *interpreter) run(name string, before, archive []byte, directory string, files [3]*os.File, coming func(id int)) (t *warmed, stale bool) {
 	for t == nil {
 		ready := i.take(name)
 		fresh := ready == nil

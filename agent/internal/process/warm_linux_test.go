@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -326,6 +327,115 @@ func TestWarmParentIsKilled(t *testing.T) {
 		if got := w.run(true, program(t, "print(1)", "", nil)); got != "0|1\n|" {
 			t.Error(got)
 		}
+	}
+}
+
+func TestArchivesThatAreKeptAreFew(t *testing.T) {
+	var w warmer
+	first := w.remember([]byte("0"))
+	for n := range maximumArchives {
+		if w.archive(first) == nil {
+			t.Fatalf("gone after %d others", n)
+		}
+		w.remember([]byte(strconv.Itoa(n + 1)))
+	}
+	if w.archive(first) != nil || len(w.archives) != maximumArchives || w.archive(w.remember(make([]byte, maximumArchive+1))) != nil {
+		t.Error(len(w.archives))
+	}
+}
+
+// TestWarmSpares looks at who waits for the next module: taken by it, killed, or dismissed where there are too many.
+func TestWarmSpares(t *testing.T) {
+	w := newWarming(t)
+	waiting := func(n int) map[string]*spare {
+		t.Helper()
+		for deadline := time.Now().Add(long); ; time.Sleep(10 * time.Millisecond) {
+			for _, i := range w.table.warm.interpreters {
+				i.waiting.Lock()
+				all := maps.Clone(i.spares)
+				i.waiting.Unlock()
+				if len(all) == n {
+					for _, s := range all {
+						<-s.made
+					}
+					return all
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("there are not %d that wait", n)
+			}
+		}
+	}
+	run := func(text string) (id int) {
+		t.Helper()
+		p := w.start(true, text, nil)
+		if s := p.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != 0 {
+			t.Fatalf("%+v", s)
+		}
+		id = p.child.processID()
+		if err := w.table.Release(p); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	only := func() *spare {
+		for _, s := range waiting(1) {
+			return s
+		}
+		return nil
+	}
+	text := program(t, "print(1)", "", nil)
+	run(text)
+	s := only()
+	if got := run(text); got != s.child.processID() {
+		t.Errorf("%d was waiting, and %d ran it", s.child.processID(), got)
+	}
+	s = only()
+	_ = unix.Kill(s.child.processID(), unix.SIGKILL)
+	if got := run(text); got == s.child.processID() {
+		t.Error("run by one that was dead")
+	}
+	first := only().child
+	for n := range maximumSpares {
+		run(program(t, fmt.Sprintf("print(%d)", n), "", nil))
+	}
+	waiting(maximumSpares)
+	for deadline := time.Now().Add(long); alive(first.processID()); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it still waits")
+		}
+	}
+	all := waiting(maximumSpares)
+	w.table.End()
+	for _, s := range all {
+		if alive(s.child.processID()) {
+			t.Error("it waits for an agent that has ended")
+		}
+	}
+}
+
+// TestWarmSpareOfYesterday: what a process goes by has changed since its interpreter began.
+func TestWarmSpareOfYesterday(t *testing.T) {
+	w := newWarming(t)
+	folder := t.TempDir()
+	text := program(t, "import os\nprint(os.getppid())", "", nil)
+	with := func(r *Request) { r.Environment = []Variable{{"PYTHONPATH", folder}} }
+	run := func() string {
+		p := w.start(true, text, with)
+		s := p.Await(t.Context(), long, nil)
+		got := output(t, p, s)
+		_ = w.table.Release(p)
+		return got[0]
+	}
+	first := run()
+	if again := run(); again != first {
+		t.Fatal(again, first)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "new.py"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if run() == first {
+		t.Error("by an interpreter that began before")
 	}
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import threading
 import time
@@ -99,6 +101,7 @@ class FakeChannel:
         self.at = host
         self.endpoint = endpoint
         self.closed = False
+        self.archives: dict[str, bool] = {}
         self.heard = time.monotonic()
 
     def call(self, operation: str, *, wait: float = 0, patience: float = 0, **arguments: Any) -> Any:
@@ -452,6 +455,39 @@ def test_output_is_passed_on_once_even_if_it_comes_twice(host: Host) -> None:
     while "Release" not in host.events:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_modules_archive_goes_once(host: Host) -> None:
+    session = make(host)
+    archive = base64.b64encode(b"PK\x03\x04" + bytes(6000))
+    module = b"zip_data='%s', params='%d'"
+    kept, came = set(), []
+
+    def execute(Input: bytes, Archive: str | None = None, ArchiveOffset: int = 0, **unused: Any) -> Any:
+        came.append(len(Input))
+        if Archive is not None:
+            if Archive not in kept:
+                raise SojournError("SD-713", archive=Archive)
+            Input = Input[:ArchiveOffset] + archive + Input[ArchiveOffset:]
+        kept.add(hashlib.sha256(archive).hexdigest())
+        return execution(Input)
+
+    host.calls["Execute"] = execute
+    for number in range(3):
+        data = module % (archive, number)
+        assert run(session, command_line="python3", warm=True, data=data)[1] == [("stdout", data)]
+    assert came[0] > len(archive) > came[1] == came[2]
+    kept.clear()  # the agent has too many others by now
+    came.clear()
+    for number in range(3):
+        data = module % (archive, number)
+        assert run(session, command_line="python3", warm=True, data=data)[1] == [("stdout", data)]
+    assert came[0] < len(archive) < came[1] == came[2] == came[3]  # not asked again
+
+
+@pytest.mark.parametrize("program", [b"", b"print(1)", b"zip_data='UEsDBAAA'", b"zip_data='UEsDB" + b"A" * 5000, b"'UEsDB" + b"A" * 5000 + b"' + 'UEsDBAAA'"])
+def test_what_has_no_archive_goes_whole(program: bytes) -> None:
+    assert session_module.module_archive(program) is None
 
 
 def test_a_caller_that_goes_away_kills(host: Host) -> None:
