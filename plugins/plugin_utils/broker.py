@@ -140,7 +140,7 @@ class Broker:
 
     def serve(self) -> None:
         """Until the owner ends or a signal comes."""
-        threading.Thread(target=self._warm_up, name='warm-up', daemon=True).start()
+        threading.Thread(target=self._look_after, name='looking after', daemon=True).start()
         poll = select.poll()
         poll.register(self._listener, select.POLLIN)
         poll.register(self._wake_reader, select.POLLIN)
@@ -181,12 +181,10 @@ class Broker:
             connection.close()
 
     @staticmethod
-    def _warm_up() -> None:
-        """Loads zeep and the WSDL while the first way in connects; then looks after what dead brokers left on this machine."""
-        from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel, session_file
+    def _look_after() -> None:
+        """Looks after what dead brokers left on this machine."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils import session_file
 
-        with contextlib.suppress(SojournError):
-            channel.contract()
         session_file.forget_old()
         sweep()
 

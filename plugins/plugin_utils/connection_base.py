@@ -66,6 +66,16 @@ class AgentConnection(ConnectionBase):
         """The subclass's own options, as Target has them."""
         return {}
 
+    def set_options(self, *args: t.Any, **kwargs: t.Any) -> None:
+        """See AnsiblePlugin. A loop's items have one connection in common where the address is the same, each with options of its own."""
+        super().set_options(*args, **kwargs)
+        self._agent = None
+
+    def set_option(self, *args: t.Any, **kwargs: t.Any) -> None:
+        """See AnsiblePlugin."""
+        super().set_option(*args, **kwargs)
+        self._agent = None
+
     @property
     def host_name(self) -> str:
         """The host's name in messages."""
@@ -122,7 +132,6 @@ class AgentConnection(ConnectionBase):
         except SojournError as error:
             # The target may be rebooting; what is left is removed by its agent, or by the next one.
             display.vvv(f'RESET: {error}', host=self.host_name)
-        self._agent = None  # options may have been set since: Ansible's plugins that restart a host set the timeout, and reset
         self._connected = False
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> tuple[int, bytes, bytes]:

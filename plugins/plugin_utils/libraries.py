@@ -67,6 +67,13 @@ def library(name: str) -> t.Any:
         return _Missing(name, error)
 
 
+class Later(types.ModuleType):
+    """Stands for a module of ours that takes long to load, until something of it is wanted."""
+
+    def __getattr__(self, attribute: str) -> t.Any:
+        return getattr(importlib.import_module(self.__name__), attribute)
+
+
 def require(*modules: t.Any) -> None:
     """Raises SD-901 for the first of these (results of ``library``) that is missing."""
     for module in modules:

@@ -14,13 +14,18 @@ import threading
 import time
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, session_file, steps
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, libraries, session_file, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import REMOVE_SECONDS, AlreadyPlaced, Config, Ready, WayIn, name_of
+
+if t.TYPE_CHECKING:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
+else:
+    # requests and zeep take as long to load as to sign in takes: who is about to sign in does not wait for them; see load_channel.
+    channel_module = libraries.Later('ansible_collections.sojourn.deploy.plugins.plugin_utils.channel')
 
 log = logging.getLogger('sojourn.session')
 
@@ -65,6 +70,16 @@ def make_way_in(target: Target, run: str) -> WayIn:
     from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in_ssh import SshWayIn
 
     return SshWayIn(target, run)
+
+
+@functools.cache
+def load_channel() -> None:
+    """Has what speaks with agents, and the WSDL, loaded beside what its caller does; once a process."""
+    def load() -> None:
+        with contextlib.suppress(SojournError):  # who needs it will say so
+            channel_module.contract()
+
+    threading.Thread(target=load, name='loading', daemon=True).start()
 
 
 def module_archive(program: bytes) -> slice | None:
@@ -215,6 +230,7 @@ class Session:
             laps[name] = round(now - begin, 4)
             begin = now
 
+        load_channel()
         way_in.connect()
         if self._ended.is_set():  # while this target kept us waiting
             raise self._error('SD-503', 'deploying the agent', detail='the run has ended')
@@ -737,7 +753,8 @@ class Session:
         first_wait = 0.0 if open_input else FIRST_WAIT_STREAMING if arguments.get('streaming') else FIRST_WAIT
         environment = arguments.get('environment')
         execute = functools.partial(
-            channel.call, 'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'), Directory=arguments.get('directory'),
+            channel.call, 'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'),
+            Directory=arguments.get('directory'),
             Environment=[{'Name': name, 'Value': value} for name, value in environment.items()] if environment else None,
             User=arguments.get('user'), KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
             WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, Warm=arguments.get('warm') or None, Handle=job.handle,

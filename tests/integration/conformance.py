@@ -90,6 +90,8 @@ class Suite:
     """What the suite's programs leave on the target, which is theirs: see tests.lab.snapshot.compare."""
     litter: tuple[str, ...] = ()
     """What the suite itself makes on the target and leaves, over any connection: patterns of a shell; it is removed, so that no other suite meets it."""
+    users: tuple[str, ...] = ()
+    """Users likewise."""
     note: str = ""
     """What else is to be known of it."""
     ssh_fails: Mapping[str, str] = field(default_factory=dict)
@@ -140,6 +142,7 @@ def remarks() -> str:
             of_this.append(f"in {where}, `{old}` is `{new}`. Why: {change.why}")
         if suite.litter:
             of_this.append(f"it leaves, and the test removes, `{' '.join(suite.litter)}`")
+        of_this += [f"it leaves, and the test removes, the user `{user}`" for user in suite.users]
         of_this += [f"over `ssh`, {SDISTS[name][0]}, it fails: {why}" for name, why in suite.ssh_fails.items()]
         of_this += [suite.note] if suite.note else []
         lines += [f"- **{suite}**: {text}." for text in of_this]
@@ -295,7 +298,9 @@ class Stage:
             # Before anything is taken back on the target, the agent is gone.
             wait_for("the brokers to end", lambda: not self._brokers(), timeout=60)
             if suite.litter:
-                self.exec(f"rm -r {' '.join(suite.litter)}")
+                self.exec(f"rm -rf {' '.join(suite.litter)}")
+            for user in suite.users:
+                self.exec(f"if id {user} > /dev/null 2>&1; then userdel -r {user} 2> /dev/null; fi")
         return Outcome(done.returncode, (self.folder / "log").read_text(errors="replace"), seconds)
 
     def _brokers(self) -> list[int]:
@@ -393,16 +398,21 @@ def sudo_for(user: str, stage: Stage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def more_addresses(stage: Stage) -> Iterator[None]:
-    """Three more addresses of the target, in the place of 127.0.0.3, 127.0.0.4 and 127.0.0.254, and the folder of the suite."""
+    """Three more addresses of the target, in the place of 127.0.0.3, 127.0.0.4 and 127.0.0.254; one that never answers; and the folder of the suite."""
     addresses = [f"{stage.address}{end}" for end in ("03", "04", "fe")]
     with open(stage.known_hosts, "a") as file:
         file.writelines(f"{line}\n" for line in stage.target.known_hosts(*addresses))
     link = 'link=$(ip -o -6 address show to "$1" | cut -d " " -f 2); shift; '
     stage.exec(f'{link} for address; do ip address add "$address/64" dev "$link" nodad; done', stage.address, *addresses)
+    # The target passes nothing on, and says nothing of that: so a host of the internet is that does not answer.
+    silent = ["ip", "route", "add", "4.2.2.2", "via", stage.target.addresses.ipv4]
+    run(stage.lab.inside("controller", silent))
     try:
         with folder_on_target(stage, "test/integration/targets/delegate_to"):
             yield
     finally:
+        silent[2] = "delete"
+        run(stage.lab.inside("controller", silent))
         stage.exec(f'{link} for address; do ip address delete "$address/64" dev "$link"; done', stage.address, *addresses)
 
 
@@ -472,14 +482,14 @@ SUITES: tuple[Suite, ...] = (
             "setup_unreadable_test.yml", '"~root/.ssh/authorized_keys"', '"{folder}/key.pub"', "it takes the keys of the target's root from the controller"),),
     ),
     Suite("slurp", leaves=USERS_LEAVE),
-    Suite("file", every_run=(), leaves=USERS_LEAVE),
+    Suite("file", every_run=(), leaves=USERS_LEAVE, litter=("/tmp/touch_check_mode_test",), users=("test2",)),
     Suite("stat"),
     Suite(
         "template", every_run=(), leaves=USERS_LEAVE,
         prepare=output_and_role, variables={"ansible_python_interpreter": "{folder}/python"},
         why="it takes output_dir, the role's folder, and the target's Python with jinja2 in it, to be the controller's",
     ),
-    Suite("async"),
+    Suite("async", leaves=("files: /var/cache/apt/*.bin",)),
     Suite("async_fail"),
     Suite("command_shell"),
     Suite("become", every_run=BOTH, leaves=USERS_LEAVE, ssh_fails={OLDEST.name: NOISE, NEWEST.name: NOISE}),
@@ -499,7 +509,7 @@ SUITES: tuple[Suite, ...] = (
         ),
     ),
     Suite(
-        "unarchive", every_run=(), leaves=(*USERS_LEAVE, *PACKAGES_LEAVE, "files: /var/lib/apt/lists/partial"),
+        "unarchive", every_run=(), leaves=(*USERS_LEAVE, *PACKAGES_LEAVE, "files: /var/lib/apt/lists/partial", "files: /var/cache/apt/*.bin"),
         litter=("/root/ansible", "/root/test-unarchive-relative"),
         prepare=packages_to_install, why="it removes zip and installs it again, and a package of Ubuntu's",
         changes=(_here(

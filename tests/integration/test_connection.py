@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import run_folder
+from tests.conftest import COLLECTIONS
 from tests.integration.conftest import Controller, error_lines, secrets_of
+from tests.lab.other_collections import other_collections
 from tests.lab.waiting import wait_for
 
 # Ansible's own remote_tmp: it makes the folder for modules that are not pipelined, and never removes it.
@@ -170,6 +173,57 @@ def test_a_user_who_becomes_another_has_that_users_present_groups(controller: Co
     - ansible.builtin.debug: {{msg: "{{{{ before.stdout }}}}, {{{{ after.stdout }}}}, {{{{ refused.stderr_lines[-1] }}}}"}}
 """))
     assert "visitor, visitor games, sudo: a password is required" in text
+
+
+def test_become_by_doas(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    linux_target.exec(["sh", "-c", "echo permit nopass deployer as visitor > /etc/doas.conf"])
+    environment = {"ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{other_collections()}"}
+    words = ["-e", f"ansible_user=deployer ansible_password={linux_target.password('deployer')}"]
+    try:
+        text = good(play(controller, tmp_path, """
+- hosts: linux
+  gather_facts: false
+  become_method: community.general.doas
+  tasks:
+    - {ansible.builtin.raw: id -un, become: true, become_user: visitor, register: raw}
+    - {ansible.builtin.command: id -un, become: true, become_user: visitor, register: module}
+    - {ansible.builtin.command: id -un, register: plain}
+    - ansible.builtin.raw: id -un
+      become: true
+      register: refused
+      failed_when: refused.rc == 0
+    - ansible.builtin.debug:
+        msg: "{{ [raw, module, plain] | map(attribute='stdout') | map('trim') | join(' ') }}, {{ refused.stderr | trim }}"
+""", *words, **environment))
+    finally:
+        linux_target.exec(["rm", "/etc/doas.conf"])
+    assert "visitor visitor deployer, doas: Operation not permitted" in text
+
+
+def test_loops_with_templated_hosts_and_users(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    passwords = {user: linux_target.password(user) for user in ("deployer", "operator")}
+    text = good(play(controller, tmp_path, f"""
+- hosts: linux1
+  gather_facts: false
+  vars:
+    passwords: {json.dumps(passwords)}
+  tasks:
+    - ansible.builtin.add_host:
+        name: "as-{{{{ item }}}}"
+        groups: linux
+        ansible_host: "{{{{ ansible_host }}}}"
+        ansible_user: "{{{{ item }}}}"
+        ansible_password: "{{{{ passwords[item] }}}}"
+        ansible_connection: sojourn.deploy.ssh
+      loop: [deployer, operator]
+    - {{ansible.builtin.command: id -un, delegate_to: "as-{{{{ item }}}}", loop: [deployer, operator, deployer], register: hosts}}
+    - ansible.builtin.command: id -un
+      vars: {{ansible_user: "{{{{ item }}}}", ansible_password: "{{{{ passwords[item] }}}}"}}
+      loop: [operator, deployer]
+      register: users
+    - ansible.builtin.debug: {{msg: "{{{{ (hosts.results + users.results) | map(attribute='stdout') | join(' ') }}}}"}}
+"""))
+    assert "deployer operator deployer operator deployer" in text
 
 
 def test_wrong_and_missing_become_passwords(controller: Controller, linux_target: Any) -> None:

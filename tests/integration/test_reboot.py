@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import COLLECTIONS
 from tests.integration.conftest import Controller
 from tests.integration.faults import AGENT, WITHIN, Attempt, Watch
-from tests.lab.ansible_windows import ansible_windows
+from tests.lab.other_collections import other_collections
 from tests.lab.snapshot import AT_NEXT_START
 
 # What win_reboot itself asks first, and then again and again until the answer is another one.
@@ -45,7 +45,7 @@ def test_win_reboot(attempt: Attempt, windows_target: Any) -> None:
     ]
     # With PowerShell for the shell, as a Windows host has it by default; the lab's inventory says otherwise.
     attempt.begin(
-        tasks, "-e", "ansible_shell_type=powershell", "-vvvv", environment={"ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{ansible_windows()}"})
+        tasks, "-e", "ansible_shell_type=powershell", "-vvvv", environment={"ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{other_collections()}"})
     code, since = attempt.end(200), time.monotonic()
     assert code == 0, attempt.output
     found = {entry["task"]: entry["result"] for entry in attempt.results}

@@ -24,7 +24,7 @@ from tests.integration.controllers import NEWEST, OLDEST, Other
 from tests.integration.playing import play
 from tests.integration.recording import Execution, Recording
 from tests.integration.test_core_versions import marked
-from tests.lab.ansible_windows import ansible_windows
+from tests.lab.other_collections import other_collections
 from tests.lab.programs import windows_programs
 from tests.lab.waiting import wait_for
 
@@ -203,7 +203,7 @@ def test_modules(controller: Controller, windows_target: Any, recordings: Callab
     recording = Recording(tmp_path, "smb")
     mark = str(tmp_path / "home")
     environment = {
-        **(other.environment() if other else {}), **recording.environment, "ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{ansible_windows()}",
+        **(other.environment() if other else {}), **recording.environment, "ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{other_collections()}",
         "ANSIBLE_HOME": mark, "SOJOURN_TEST_MARK": mark}
     # With PowerShell for the shell, as a Windows host has it by default; the lab's inventory says otherwise.
     tasks = [{"vars": {"ansible_shell_type": "powershell"}, **row.task, "name": row.name, "ignore_errors": row.status == "failed"} for row in table]

@@ -192,10 +192,10 @@ class Addition:
 
 
 LINUX_PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "openssh-server", "sudo", "procps", "iproute2"),
+    *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "openssh-server", "sudo", "opendoas", "procps", "iproute2"),
     *("iptables", "nftables", "ufw", "firewalld", "python3", "rpm", "ca-certificates"),
     # What ansible-core's own integration targets (tests/integration/conformance.py) find on any server, or would install.
-    *("acl", "bzip2", "file", "python3-apt", "unzip", "xz-utils", "zip", "zstd"),
+    *("acl", "bsdextrautils", "bzip2", "file", "python3-apt", "unzip", "xz-utils", "zip", "zstd"),
 )
 WINDOWS_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "nftables", "python3", "samba"),

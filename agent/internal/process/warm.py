@@ -10,6 +10,7 @@ _path = list(sys.path)
 sys.path = [entry for entry in sys.path if entry not in ('', '.')]
 
 import __future__
+
 import _imp
 import ast
 import base64
@@ -234,7 +235,7 @@ class Archive:
             codes, flags, lines, start = [code], code.co_flags & FUTURE, known.count(b'\n'), len(known)
         # Nowhere is there a copy of all of it: pages that a process writes for the first time are most of what it costs.
         at = program.find(b"'UEsDB", start)
-        if at >= 0 and program.startswith(self.raw, at + 1):
+        if at >= 0 and program.startswith(self.raw, at + 1) and hasattr(types.CodeType, 'replace'):  # Python 3.8 and newer
             stand_in = os.urandom(16).hex()
             before, after = program[start:at + 1], program[at + 1 + len(self.raw):]
             code = compile(b''.join([b'\n' * lines, before, stand_in.encode(), after]), '<stdin>', 'exec', flags, dont_inherit=True)
@@ -265,7 +266,7 @@ def exchanged(code, old, new):
         if isinstance(constant, types.CodeType):
             constant, more = exchanged(constant, old, new)
             count += more
-        elif constant == old:
+        elif isinstance(constant, str) and constant == old:
             constant, count = new, count + 1
         constants.append(constant)
     return (code.replace(co_consts=tuple(constants)), count) if count else (code, 0)
@@ -438,7 +439,11 @@ class Template:
     def base(self, content, descriptors):
         """Makes the template of templates for all zips in which what every module imports is the same."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child = os.fork()
+        child = forked()
+        if child is None:
+            ours.close()
+            theirs.close()
+            return None
         if not child:
             ours.close()
             for descriptor in descriptors:
@@ -477,7 +482,10 @@ class Template:
         content = opened(text)
         for file in files:
             os.close(file)
-        child = os.fork()
+        child = forked()
+        if child is None:
+            os.close(connection)
+            return
         if not child:
             base = self.archive
             self.close()
@@ -519,12 +527,23 @@ class Template:
                     os.write(report, b'u')
                 os.close(report)
                 return None
-        child = os.fork()
+        child = forked()
+        if child is None:
+            os.close(report)
+            return None
         if child:
             self.children[child] = report
             return None
         self.close()
         return report, self.archive
+
+
+def forked():
+    """As os.fork; None where the target is short of memory or processes: no reason for the template to go, which others wait for."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
 
 
 def read(descriptor):
@@ -659,9 +678,10 @@ del _name, _token
 _state = watched(), look(watched())
 _begun = begin(*Template(_connection).serve())
 _before = frozenset(sys.modules)
-_code = None
+_code, _runs = None, False
 try:
     for _program in _begun[2].compiled(_begun[0]) if _begun[2] is not None else [compile(_begun[0], '<stdin>', 'exec', dont_inherit=True)]:
+        _runs = True
         exec(_program, _begun[1])
 except SystemExit as _end:
     _code = _end.code
@@ -669,7 +689,8 @@ except KeyboardInterrupt:
     raise
 except BaseException:
     _error = sys.exc_info()
-    sys.excepthook(_error[0], _error[1], _error[2].tb_next)
+    _error = _error[0], _error[1].with_traceback(_error[2].tb_next if _runs else None)  # this program's own frames are not the module's
+    sys.excepthook(*_error, _error[1].__traceback__)
     del _error
     raise SystemExit(1) from None
 if (_code is None or isinstance(_code, int)) and finish(_begun[1], _before, _begun[2]):

@@ -41,8 +41,8 @@ import (
 const (
 	maximumInterpreters = 4
 	maximumProgram      = 16 << 20
-	// maximumSpares bounds the processes of an interpreter that wait; each has about a megabyte of its own.
-	maximumSpares = 8
+	// maximumSpares bounds the processes of an interpreter that wait; each has some 3 MB of its own.
+	maximumSpares = 4
 	// maximumArchives and maximumArchive bound what is kept of modules: how many, and bytes of each.
 	maximumArchives = 32
 	maximumArchive  = 1 << 20
@@ -139,12 +139,15 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 func (w *warmer) remember(archive []byte) string {
 	sum := sha256.Sum256(archive)
 	hash := hex.EncodeToString(sum[:])
+	if len(archive) > maximumArchive {
+		return hash
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.archives == nil {
 		w.archives = make(map[string][]byte)
 	}
-	if w.archives[hash] == nil && len(archive) <= maximumArchive {
+	if w.archives[hash] == nil {
 		w.archives[hash] = bytes.Clone(archive)
 	}
 	w.hashes = append(slices.DeleteFunc(w.hashes, func(other string) bool { return other == hash }), hash)
@@ -267,7 +270,9 @@ func (w *warmer) retire(key string, i *interpreter) {
 	}
 	w.retired[i] = true
 	i.connection.Close() // the end of it is its own
-	go i.dismiss()
+	for _, s := range i.seal() {
+		go s.dismiss()
+	}
 	go func() {
 		<-i.over
 		if !i.gone() {
@@ -372,7 +377,7 @@ func meet(listener *net.UnixListener, token string) *net.UnixConn {
 
 // end ends an interpreter and its templates, not the processes that they have begun.
 func (i *interpreter) end() {
-	i.dismiss()
+	spares := i.seal() // one may be in the making, of a template that hangs: it is waited for once that is dead
 	switch g := i.tree.group; {
 	case i.connection == nil:
 		i.tree.kill()
@@ -381,6 +386,9 @@ func (i *interpreter) end() {
 	default:
 		i.connection.Close()
 		i.killSession()
+	}
+	for _, s := range spares {
+		s.dismiss()
 	}
 	<-i.over
 	i.gone()
@@ -495,17 +503,22 @@ func (i *interpreter) prepare(name string) {
 	i.waiting.Unlock()
 	s.child = i.fork(name, nil, nil)
 	close(s.made)
+	if s.child == nil { // it takes nobody's place
+		i.waiting.Lock()
+		if i.spares[name] == s {
+			delete(i.spares, name)
+		}
+		i.waiting.Unlock()
+	}
 }
 
-// dismiss ends all processes that wait, and there will be no others.
-func (i *interpreter) dismiss() {
+// seal gives all processes that wait, to be dismissed, and there will be no others.
+func (i *interpreter) seal() map[string]*spare {
 	i.waiting.Lock()
+	defer i.waiting.Unlock()
 	all := i.spares
 	i.spares, i.closed = nil, true
-	i.waiting.Unlock()
-	for _, s := range all {
-		s.dismiss()
-	}
+	return all
 }
 
 func (s *spare) dismiss() {
@@ -656,6 +669,7 @@ func (w *warmed) begin(directory string, files [3]*os.File, coming func(id int))
 // dismiss ends one that has not begun.
 func (w *warmed) dismiss() {
 	w.tree.kill()
+	_ = w.process.Kill() // it may not have come to its group
 	w.report.Close()
 	w.awaitEnd()
 	w.tree.forget()

@@ -4,11 +4,13 @@ import (
 	"archive/zip"
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -20,7 +22,8 @@ import (
 )
 
 // wrapper is as much of AnsiballZ as there is to it: a zip in a temporary folder comes first in the path, the module in it runs as __main__.
-const wrapper = `_ANSIBALLZ_WRAPPER = True
+const wrapper = `from __future__ import annotations
+_ANSIBALLZ_WRAPPER = True
 def main(zip_data, params):
     import sys
     sys.path = [p for p in sys.path if p not in ('', '.')]
@@ -36,7 +39,11 @@ def main(zip_data, params):
         runpy.run_module(mod_name='ansible.modules.thing', init_globals={}, run_name='__main__', alter_sys=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-main(zip_data = '%s', params='%s')
+if __name__ == '__main__':
+    main(
+        zip_data = '%s',
+        params='%s',
+    )
 `
 
 // basic counts in a variable how often it is run: once for all that are forked.
@@ -174,6 +181,116 @@ func TestWarmIsAsCold(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestWarmProgramsAreAsCold varies what is around the zip, of which only what differs is compiled.
+func TestWarmProgramsAreAsCold(t *testing.T) {
+	w := newWarming(t)
+	text := program(t, "print(1)", "x", nil)
+	call := text[strings.LastIndex(text, "if __name__"):]
+	replaced := func(old, by string) string {
+		t.Helper()
+		if !strings.Contains(text, old) {
+			t.Fatal(old)
+		}
+		return strings.Replace(text, old, by, 1)
+	}
+	first := "    import sys\n"
+	archive := regexp.MustCompile("'UEsDB[^']*'").FindString(text)
+	for _, c := range [][2]string{
+		{"as it is", text},
+		{"no if", replaced(call, strings.ReplaceAll(strings.TrimPrefix(call, "if __name__ == '__main__':\n    "), "\n    ", "\n"))},
+		{"in the function", strings.Replace(replaced("zip_data = "+archive, "zip_data = None"), first, "    zip_data = "+archive+"\n"+first, 1)},
+		{"another beginning", replaced(first, first+"    print('other')\n")},
+		{"an error before", replaced("params='x'", "params=1/0")},
+		{"an error in the function", replaced(first, first+"    1/0\n")},
+		{"an error in what is compiled", replaced("params='x'", "params='x")},
+		{"a coding", "# coding: utf-8\nprint(ascii('ä'))\n" + strings.TrimPrefix(text, "from __future__ import annotations\n")},
+		{"a warning", replaced(first, first+"    sys is 'x'\n")},
+		{"a text that goes on", replaced(call, "print(len(\"\"\"\nif __name__ == \"\"\"))\n"+call)},
+		{"a mark in what follows", replaced("params='x'", "params='UEsDB'")},
+	} {
+		t.Run(c[0], func(t *testing.T) {
+			run := func(warm bool) string {
+				p := w.start(warm, c[1], nil)
+				s := p.Await(t.Context(), long, nil)
+				got := output(t, p, s)
+				_ = w.table.Release(p)
+				return fmt.Sprint(s.ExitCode, got)
+			}
+			cold := run(false)
+			for range 2 {
+				if warm := run(true); warm != cold {
+					t.Errorf("cold: %s\nwarm: %s", cold, warm)
+				}
+			}
+		})
+	}
+}
+
+// TestWarmTemplateThatCannotFork: those that it has begun keep their results.
+func TestWarmTemplateThatCannotFork(t *testing.T) {
+	w := newWarming(t)
+	folder, err := os.MkdirTemp("", "warm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	mark := filepath.Join(folder, "go on")
+	if err := errors.Join(os.Chmod(folder, 0o755), unix.Mkfifo(mark, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	// One archive for both: what they do is in their parameters.
+	module := "import os, resource, sys\nfrom ansible.module_utils import basic\n" +
+		"if basic._ANSIBLE_ARGS == 'long':\n    open('" + mark + "').read()\n    sys.exit(7)\n" +
+		"if basic._ANSIBLE_ARGS == 'short':\n    resource.prlimit(os.getppid(), resource.RLIMIT_NPROC, (1, 1))\n"
+	run := func(params string) *Process {
+		return w.start(true, program(t, module, params, nil), func(r *Request) {
+			r.User, r.CommandLine = "nobody", "/bin/sh -c /usr/bin/python3" // others may be root's alone
+		})
+	}
+	ended := func(p *Process, code int64) {
+		t.Helper()
+		if s := p.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != code {
+			t.Errorf("%+v %q", s, output(t, p, s))
+		}
+		_ = w.table.Release(p)
+	}
+	waits := run("long")
+	ended(run("short"), 0)
+	ended(run("none"), 0) // without, since it could not be forked
+	var file *os.File
+	for deadline := time.Now().Add(long); file == nil; time.Sleep(10 * time.Millisecond) {
+		if file, err = os.OpenFile(mark, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil && time.Now().After(deadline) {
+			t.Fatal(err) // nobody reads
+		}
+	}
+	file.Close()
+	ended(waits, 7)
+}
+
+// TestWarmTemplateThatHangs does not hold up the agent's end.
+func TestWarmTemplateThatHangs(t *testing.T) {
+	w := newWarming(t)
+	p := w.start(true, program(t, "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)", "", nil), nil)
+	if s := p.Await(t.Context(), time.Second, nil); s.Ended {
+		t.Fatal("its parent has reported its end")
+	}
+	for _, i := range w.table.warm.interpreters {
+		for name := range w.table.warm.archives {
+			go i.prepare(name)
+		}
+		for made := false; !made; time.Sleep(time.Millisecond) {
+			i.waiting.Lock()
+			made = len(i.spares) == 1
+			i.waiting.Unlock()
+		}
+	}
+	begin := time.Now()
+	w.table.End()
+	if took := time.Since(begin); took > warmPatience/2 {
+		t.Error(took)
 	}
 }
 
@@ -430,6 +547,20 @@ func TestWarmSpareOfYesterday(t *testing.T) {
 	first := run()
 	if again := run(); again != first {
 		t.Fatal(again, first)
+	}
+	for deadline := time.Now().Add(long); ; time.Sleep(10 * time.Millisecond) {
+		waits := false
+		for _, i := range w.table.warm.interpreters {
+			i.waiting.Lock()
+			waits = len(i.spares) == 1
+			i.waiting.Unlock()
+		}
+		if waits {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits")
+		}
 	}
 	if err := os.WriteFile(filepath.Join(folder, "new.py"), nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.plugins import AnsiblePlugin
 from ansible.plugins.become.sudo import BecomeModule
 from ansible.plugins.loader import get_shell_plugin
 
@@ -178,18 +179,22 @@ def test_kinds_of_errors() -> None:
     assert isinstance(failed, AnsibleError) and not isinstance(failed, AnsibleConnectionFailure)
 
 
-def test_options_set_before_a_reset_count_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What reboot and win_reboot do with the timeout."""
+def test_options_that_are_set_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loop does, whose items have a connection in common, and reboot and win_reboot with the timeout."""
     made = []
     monkeypatch.setattr(connection_base, "Agent", lambda target, owner: made.append(target) or SimpleNamespace(remove=lambda: None))
     common = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
     options = {name: option.get("default") for name, option in common.items()} | {"remote_addr": "::1", "remote_user": "x", "host_name": "files1", "port": 445}
+    monkeypatch.setattr(AnsiblePlugin, "set_option", lambda unused_self, name, value: options.update({name: value}))
+    monkeypatch.setattr(AnsiblePlugin, "set_options", lambda unused_self, direct: options.update(direct))
     connection = smb.Connection.__new__(smb.Connection)
     connection.__dict__ |= {"_agent": None, "_owner_pid": 1, "get_option": options.get}
     assert connection.agent is connection.agent
-    options["connection_timeout"] = 3.0
-    connection.reset()
-    assert connection.agent and [target.connection_timeout for target in made] == [common["connection_timeout"]["default"], 3]
+    connection.set_option("connection_timeout", 3.0)
+    assert connection.agent
+    connection.set_options(direct={"remote_user": "y"})
+    assert connection.agent
+    assert [(target.user, target.connection_timeout) for target in made] == [("x", common["connection_timeout"]["default"]), ("x", 3), ("y", 3)]
 
 
 def test_what_ansible_and_awx_depend_on() -> None:
