@@ -312,7 +312,8 @@ class Handover:
             module.__path__ = spec.submodule_search_locations
         if module.__spec__.cached is not None and module.__spec__.cached.startswith(PLACE):
             spec.cached = place + module.__spec__.cached[len(PLACE):]
-        module.__spec__, module.__loader__, module.__file__, module.__cached__ = spec, loader, path, spec.cached
+        module.__spec__, module.__loader__, module.__file__ = spec, loader, path
+        module.__cached__ = spec.cached if hasattr(loader, 'exec_module') else None  # before Python 3.10 it has none
         _imp._fix_co_filename(code, path)
 
     def _remember(self):
