@@ -446,11 +446,12 @@ class SshWayIn(WayIn):
         if there == str(size):
             return
         errors = command.errors.decode('utf-8', 'replace').strip().splitlines()
-        detail = errors[-1] if errors else ''
-        if 'No space left' in detail or 'quota' in detail.lower():
-            raise self.error('SD-402', what='the agent', detail=f'{self._folder}: {detail}')
-        if detail:
-            raise self.error('SD-403', detail=f'{self._folder}: {detail}')
+        # Of two programs that are one after the other each may say something, the one whose output nobody takes last.
+        full = next((line for line in errors if 'No space left' in line or 'quota' in line.lower()), None)
+        if full is not None:
+            raise self.error('SD-402', what='the agent', detail=f'{self._folder}: {full}')
+        if errors:
+            raise self.error('SD-403', detail=f'{self._folder}: {errors[-1]}')
         raise self.error('SD-408', detail=f'{there} of {size} bytes are there')
 
     def start(self, config: Config) -> Ready:
