@@ -99,7 +99,7 @@ class Archive:
         self.loaded = {}  # name: (module, code, file, content)
         self.missed = set()
         self.ends = False  # whether something of it does something when it is taken apart
-        self.code = {}  # of what is left to be imported by each module's own process: source, code
+        self.code = {}  # of what is left to be imported by each module's own process: file and source, code
         self.text, self.raw = '', b''  # how it is written in a program
         self.beginning = None  # of that program: what comes before the statement that has it, and the code of that
 
@@ -198,7 +198,7 @@ class Archive:
                 except (SyntaxError, ValueError):
                     continue
             if not caught:  # else it is to say so each time
-                self.code[source] = code
+                self.code[path, source] = code
         if len(own) != 1 or own[0] not in trees:
             return []
         names = []
@@ -291,7 +291,7 @@ class Handover:
             self._place(module, code, place, file, loaders)
             sys.modules[name] = module
         if hasattr(zipimport, '_compile_source'):
-            self._remember()
+            self._remember(place)
         return importlib.machinery.ModuleSpec('ansible', self, origin=spec.origin, is_package=True)
 
     @staticmethod
@@ -316,11 +316,11 @@ class Handover:
         module.__cached__ = spec.cached if hasattr(loader, 'exec_module') else None  # before Python 3.10 it has none
         _imp._fix_co_filename(code, path)
 
-    def _remember(self):
+    def _remember(self, place):
         known, compile_source = self._archive.code, zipimport._compile_source
 
         def remembered(path, source):
-            code = known.get(source)  # asked for its file's name alone, zipimport has a module compiled for that
+            code = known.get((path[len(place) + 1:], source))  # asked for its file's name alone, zipimport has a module compiled for that
             if code is None:
                 return compile_source(path, source)
             _imp._fix_co_filename(code, path)

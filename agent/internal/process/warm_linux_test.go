@@ -229,6 +229,22 @@ func TestWarmProgramsAreAsCold(t *testing.T) {
 	}
 }
 
+// TestWarmFilesAsAlikeAsCanBe: each has its own name nevertheless.
+func TestWarmFilesAsAlikeAsCanBe(t *testing.T) {
+	w := newWarming(t)
+	alike := "def f():\n    pass\n"
+	text := program(t, "import importlib, sys\nboth = [importlib.import_module('ansible.module_utils.' + name) for name in ('one', 'two')]\n"+
+		"print([m.f.__code__.co_filename.replace(sys.path[0], 'Z') for m in both])", "",
+		map[string]string{"ansible/module_utils/one.py": alike, "ansible/module_utils/two.py": alike})
+	cold := w.run(false, text)
+	if !strings.Contains(cold, "Z/ansible/module_utils/one.py', 'Z/ansible/module_utils/two.py") {
+		t.Fatal(cold)
+	}
+	if warm := w.run(true, text); warm != cold {
+		t.Errorf("cold: %s\nwarm: %s", cold, warm)
+	}
+}
+
 // TestWarmTemplateThatCannotFork: those that it has begun keep their results.
 func TestWarmTemplateThatCannotFork(t *testing.T) {
 	w := newWarming(t)
