@@ -173,21 +173,20 @@ def _members(group: Path) -> Iterator[int]:
 def remove_cgroups(*names: str) -> None:
     """End what still runs in the lab's control groups and remove them."""
     for group in cgroups(*names):
-        if not group.exists():
-            continue
 
-        def empty(group: Path = group) -> bool:
-            members = [pid for pid in _members(group) if pid != os.getpid()]
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return not members
+        def gone(group: Path = group) -> bool:
+            for pid in _members(group):
+                if pid != os.getpid():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            # A process on its way out is listed no more, while its group can't be removed yet: so it is the group that tells.
+            folders = sorted((p for p in group.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
+            for path in [*folders, group]:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            return not group.exists()
 
-        wait_for(f"the processes in {group} to end", empty, 10)
-        folders = sorted((p for p in group.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
-        for path in [*folders, group]:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+        wait_for(f"the processes in {group} to end and the group to be removed", gone, 30)
     for root in cgroups():
         with contextlib.suppress(OSError):
             root.rmdir()  # only when no other lab is in it

@@ -11,6 +11,7 @@ fresh disk. A reboot from inside keeps the disk; switched off from inside, it wa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -48,6 +49,8 @@ class Supervisor:
     def run(self) -> None:
         """Until TERM."""
         with cache.lock(machine.lock_file()):  # another lab's `down` may be removing the group of all
+            if not self.target.folder.is_dir():  # or this lab's own `down` was first: then nothing may be made any more
+                raise LabError(f"lab {self.target.lab.name} was taken down meanwhile")
             join_cgroups(self.target.lab.name, self.target.name)
         own_mounts()
         Path(NSPAWN_NOTES).mkdir(parents=True, exist_ok=True)
@@ -132,7 +135,8 @@ def main() -> int:
     except Exception as error:  # whatever it is, `up` is to say it
         traceback.print_exc()
         said = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-        (target.folder / "failed").write_text(f"its supervisor failed: {said}\n")
+        with contextlib.suppress(FileNotFoundError):  # the lab was taken down meanwhile
+            (target.folder / "failed").write_text(f"its supervisor failed: {said}\n")
         return 1
     return 0
 
