@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """SOAP over TLS 1.3 to one agent, both ends pinned (agent/api/deploy.wsdl); not what an operation is used for (that is session.py).
 
-zeep makes and reads every envelope; requests carries them; mtom.py streams what is beside them.
+zeep makes and reads every envelope; urllib3 carries them; mtom.py streams what is beside them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils import mtom, networ
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import API_FOLDER, SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 
-requests = library('requests')
-adapters = library('requests.adapters')
-requests_exceptions = library('requests.exceptions')
+urllib3 = library('urllib3')
 urllib3_connection = library('urllib3.connection')
 urllib3_connectionpool = library('urllib3.connectionpool')
 urllib3_exceptions = library('urllib3.exceptions')
-urllib3_poolmanager = library('urllib3.poolmanager')
 zeep = library('zeep')
 zeep_exceptions = library('zeep.exceptions')
 
@@ -103,7 +100,7 @@ class Contract:
     """Envelopes by the WSDL: from arguments, and into results."""
 
     def __init__(self, path: str) -> None:
-        require(zeep, requests)
+        require(zeep)
         # The file is local and refers to nothing, so zeep gets a transport that can fetch nothing.
         self._client = zeep.Client(path, transport=_NoTransport(), settings=zeep.Settings(strict=True, xml_huge_tree=True, forbid_dtd=True))
         self._service = self._client.create_service(f'{{{NAMESPACE}}}DeployBinding', 'https://agent/')
@@ -172,9 +169,12 @@ def _notice_silence(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _connection_classes(endpoint: Endpoint) -> type:
-    """urllib3's pool for one endpoint: the host in the URL decides nothing, connections go to the address that the way in reached."""
+def _pool(endpoint: Endpoint, context: ssl.SSLContext) -> t.Any:
+    """urllib3's pool of connections to one agent: TLS 1.3 with the run's certificate, and no other certificate than the agent's at the other end.
 
+    urllib3 compares the certificate's SHA-256 right after the handshake, before a byte is sent. No name and no proxy decides anything: connections
+    go to the address that the way in reached.
+    """
     class Connection(urllib3_connection.HTTPSConnection):
         def _new_conn(self) -> t.Any:
             try:
@@ -188,30 +188,14 @@ def _connection_classes(endpoint: Endpoint) -> type:
     class Pool(urllib3_connectionpool.HTTPSConnectionPool):
         ConnectionCls = Connection
 
-    return Pool
-
-
-class _PinnedAdapter(adapters.HTTPAdapter):
-    """requests' transport for one agent: TLS 1.3 with the run's certificate, and no other certificate than the agent's at the other end.
-
-    urllib3 compares the certificate's SHA-256 right after the handshake, before a byte is sent.
-    """
-
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
-        self._endpoint = endpoint
-        self._context = context
-        super().__init__(pool_connections=1, pool_maxsize=16, max_retries=0)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **unused_kwargs: t.Any) -> None:
-        """Called by requests' constructor."""
-        self.poolmanager = urllib3_poolmanager.PoolManager(
-            num_pools=connections, maxsize=maxsize, block=block, ssl_context=self._context, assert_fingerprint=self._endpoint.fingerprint,
-            assert_hostname=False)
-        self.poolmanager.pool_classes_by_scheme = {'https': _connection_classes(self._endpoint)}
+    host = endpoint.address.partition('%')[0]
+    return Pool(
+        f'[{host}]' if ':' in host else host, endpoint.port, maxsize=16, block=False, ssl_context=context, cert_reqs='CERT_NONE',
+        assert_fingerprint=endpoint.fingerprint, assert_hostname=False)
 
 
 def _chain(error: BaseException) -> t.Iterator[BaseException]:
-    """An exception with all that is behind it, and inside its arguments: requests and urllib3 wrap each other's."""
+    """An exception with all that is behind it, and inside its arguments: urllib3 wraps them."""
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting:
@@ -228,14 +212,9 @@ class Channel:
     """Operations on one agent. Thread-safe: each call takes a connection of its own from the pool."""
 
     def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
-        require(requests, zeep)
+        require(urllib3, zeep)
         self.endpoint = endpoint
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy, CA bundle or .netrc of the controller's environment may touch this
-        self._session.verify = False  # pinned instead
-        self._session.mount('https://', _PinnedAdapter(endpoint, context))
-        host = endpoint.address.partition('%')[0]
-        self._url = f'https://{f"[{host}]" if ":" in host else host}:{endpoint.port}/'
+        self._pool = _pool(endpoint, context)
         self._closed = threading.Event()
         self._reached = False
         #: Archives of modules, by SHA-256: whether the agent has kept them.
@@ -246,7 +225,7 @@ class Channel:
     def close(self) -> None:
         """Closes idle connections; waits between tries end."""
         self._closed.set()
-        self._session.close()
+        self._pool.close()
 
     def _not_pinned(self, step: str) -> SojournError:
         error = self._error('SD-502', step, port=self.endpoint.port, address=self.endpoint.address)
@@ -259,13 +238,14 @@ class Channel:
     def _post(self, operation: str, body: t.Any, headers: dict[str, str], read_timeout: float) -> t.Any:
         """One HTTP exchange, the answer's body unread. Raises ConnectionLost, or SD-502 where the other end is another."""
         try:
-            response = self._session.post(self._url, data=body, headers=headers, timeout=(self.endpoint.connection_timeout, read_timeout), stream=True)
+            response = self._pool.urlopen(
+                'POST', '/', body=body, headers=headers, retries=False, redirect=False, assert_same_host=False, preload_content=False, decode_content=False,
+                timeout=urllib3.Timeout(connect=self.endpoint.connection_timeout, read=read_timeout))
             self._reached = True
             self.heard = time.monotonic()
             return response
-        except requests_exceptions.RequestException as error:
+        except (urllib3_exceptions.HTTPError, OSError) as error:
             self._translate(error, operation)
-            raise  # not reached
 
     def _translate(self, error: BaseException, operation: str) -> t.NoReturn:
         step = f'calling {operation}'
@@ -288,12 +268,12 @@ class Channel:
                         detail=f'the other end refused the handshake ({reason})') from None
                 raise self._not_pinned(step) from None
         for part in _chain(error):
-            if isinstance(part, (ConnectionError, TimeoutError)) and not isinstance(part, requests_exceptions.RequestException):
+            if isinstance(part, (ConnectionError, TimeoutError)):
                 raise ConnectionLost(getattr(part, 'strerror', None) or str(part)) from None
         raise ConnectionLost(type(error).__name__ if not str(error) else str(error)) from None
 
     def _exchange(self, operation: str, arguments: dict[str, t.Any], wait: float, deadline_sources: t.Sequence[mtom.Placeholder] = ()) -> t.Any:
-        """One request and its answer, read as a stream. Returns requests' response."""
+        """One request and its answer, read as a stream. Returns urllib3's response."""
         placeholders = list(deadline_sources)
         for name, value in list(arguments.items()):
             if isinstance(value, (bytes, bytearray)) and len(value) >= INLINE:
@@ -309,6 +289,7 @@ class Channel:
         if placeholders:
             body = mtom.Body(envelope, placeholders)
             headers['Content-Type'] = body.content_type
+            headers['Content-Length'] = str(body.length)
         else:
             body = mtom.etree.tostring(envelope, xml_declaration=True, encoding='utf-8')
             headers['Content-Type'] = 'text/xml; charset=utf-8'
@@ -320,7 +301,7 @@ class Channel:
         media_type, parameters = mtom.parse_content_type(response.headers.get('Content-Type', ''))
         if media_type != 'multipart/related':
             if media_type != 'text/xml':
-                raise mtom.MtomError(f'HTTP status {response.status_code}, content type {media_type}')
+                raise mtom.MtomError(f'HTTP status {response.status}, content type {media_type}')
             pieces: list[bytes] = []
             size = 0
             while True:
@@ -339,14 +320,14 @@ class Channel:
 
     def _read(self, response: t.Any, operation: str, count: int) -> bytes:
         try:
-            return response.raw.read(count)
+            return response.read(count)
         except (urllib3_exceptions.HTTPError, OSError) as error:
             self._translate(error, operation)
 
     def _result(self, operation: str, response: t.Any, root: mtom.Root) -> t.Any:
         step = f'calling {operation}'
         try:
-            return contract().answer(operation, response.status_code, root.envelope)
+            return contract().answer(operation, response.status, root.envelope)
         except zeep_exceptions.Fault as fault:
             detail = fault.detail.find(f'{{{NAMESPACE}}}Fault') if fault.detail is not None and hasattr(fault.detail, 'find') else None
             if detail is None:

@@ -30,8 +30,8 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import WayIn
 log = logging.getLogger('sojourn.diagnosis')
 
 #: What is imported for a session over each way in, by import name.
-LIBRARIES = {'smb': ('smbprotocol', 'pypsexec', 'spnego', 'cryptography', 'zeep', 'lxml', 'requests'),
-             'ssh': ('paramiko', 'cryptography', 'zeep', 'lxml', 'requests')}
+LIBRARIES = {'smb': ('smbprotocol', 'pypsexec', 'spnego', 'cryptography', 'zeep', 'lxml', 'urllib3'),
+             'ssh': ('paramiko', 'cryptography', 'zeep', 'lxml', 'urllib3')}
 #: What a sign-in over SMB without a password needs besides.
 KERBEROS = ('gssapi', 'krb5')
 SYSTEMS = {'smb': 'windows', 'ssh': 'linux'}

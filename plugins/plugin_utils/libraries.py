@@ -24,15 +24,18 @@ DISTRIBUTIONS = {
     'olefile': 'olefile',
     'paramiko': 'paramiko',
     'pypsexec': 'pypsexec',
-    'requests': 'requests',
     'rpmfile': 'rpmfile',
     'smbprotocol': 'smbprotocol',
     'spnego': 'pyspnego',
     'gssapi': 'pyspnego[kerberos]',
     'krb5': 'pyspnego[kerberos]',
-    'urllib3': 'requests',
+    'urllib3': 'urllib3',
     'zeep': 'zeep',
 }
+
+
+#: What a library imports for a part of it that is not used here, and does without.
+UNWANTED = {'paramiko': ('invoke',)}  # takes longer to load than all the rest of it; for `Match exec` in ssh_config
 
 
 def missing(name: str, error: BaseException) -> SojournError:
@@ -61,10 +64,15 @@ class _Missing:
 
 def library(name: str) -> t.Any:
     """The module of this name, or what stands for it."""
+    unwanted = [other for other in UNWANTED.get(name.partition('.')[0], ()) if other not in sys.modules]
+    sys.modules.update(dict.fromkeys(unwanted))  # type: ignore[arg-type] # with None it cannot be imported
     try:
         return importlib.import_module(name)
     except ImportError as error:
         return _Missing(name, error)
+    finally:
+        for other in unwanted:
+            del sys.modules[other]
 
 
 class Later(types.ModuleType):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import secrets
 import typing as t
@@ -109,7 +110,7 @@ class Placeholder:
 
 
 class Body:
-    """A request's body, multipart/related, for requests: it has ``len`` (so no chunked coding) and can be iterated once."""
+    """A request's body, multipart/related: it has a length (so no chunked coding), and can be iterated once."""
 
     def __init__(self, envelope: t.Any, placeholders: t.Sequence[Placeholder]) -> None:
         self._boundary = f'sojourn-{secrets.token_hex(12)}'
@@ -127,8 +128,8 @@ class Body:
         for placeholder in order:
             self._pieces.append((self._head(f'{placeholder.token}@sojourn', 'application/octet-stream'), placeholder.source))
         self._end = f'\r\n--{self._boundary}--\r\n'.encode('ascii')
-        #: Length in bytes; requests reads this attribute.
-        self.len = sum(len(head) + source.size for head, source in self._pieces) + len(self._end)
+        #: In bytes.
+        self.length = sum(len(head) + source.size for head, source in self._pieces) + len(self._end)
 
     def _head(self, content_id: str, content_type: str, first: bool = False) -> bytes:
         return ('' if first else '\r\n').encode('ascii') + (
@@ -157,6 +158,7 @@ class Body:
 
 # Receiving
 
+@functools.lru_cache(maxsize=64)
 def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
     """A Content-Type header: (media type, parameters), both in lower case but for the parameters' values."""
     import email.message

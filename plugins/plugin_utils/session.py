@@ -24,7 +24,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import REMOV
 if t.TYPE_CHECKING:
     from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
 else:
-    # requests and zeep take as long to load as to sign in takes: who is about to sign in does not wait for them; see load_channel.
+    # zeep and urllib3 take as long to load as to sign in takes: who is about to sign in does not wait for them; see load_channel.
     channel_module = libraries.Later('ansible_collections.sojourn.deploy.plugins.plugin_utils.channel')
 
 log = logging.getLogger('sojourn.session')

@@ -116,6 +116,7 @@ class Peers:
             "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder), "ANSIBLE_PARAMIKO_HOST_KEY_CHECKING": "false", "ANSIBLE_DEPRECATION_WARNINGS": "false",
             "ANSIBLE_CONFIG": str(self.settings),
         }  # fmt: skip
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # of who works on the project; whoever uses it has compiled files
         if column == OURS:  # as docs have it in ansible.cfg; the end of a run then waits for the clean-up
             environment["ANSIBLE_CALLBACKS_ENABLED"] = "sojourn.deploy.lifecycle"
         if column == "mitogen":

@@ -237,15 +237,19 @@ func (s *Server) perform(c *call, contentType string, body io.Reader) (name stri
 	return name, answer, err
 }
 
-// carriesPayload tells which answers may be MTOM: those whose payload can be long.
+// inlinePayload is what of a payload goes inside the envelope whatever the client takes: to a client that reads MIME slowly, as Python does, an
+// attachment of a few bytes costs more than the rest of the answer.
+const inlinePayload = 16 << 10
+
+// carriesPayload tells which answers may be MTOM: those whose payload is long, or may be.
 func carriesPayload(answer any) bool {
 	switch answer := answer.(type) {
 	case *GetFileResponse:
 		return true
 	case *ExecuteResponse:
-		return answer.Execution.StandardOutput.Size+answer.Execution.StandardError.Size > 0
+		return answer.Execution.StandardOutput.Size+answer.Execution.StandardError.Size > inlinePayload
 	case *ReadOutputResponse:
-		return answer.Execution.StandardOutput.Size+answer.Execution.StandardError.Size > 0
+		return answer.Execution.StandardOutput.Size+answer.Execution.StandardError.Size > inlinePayload
 	}
 	return false
 }

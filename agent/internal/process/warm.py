@@ -45,6 +45,14 @@ BEGINNING = b'\nif __name__ == '
 CODING = re.compile(br'^[^\n]*\n?[^\n]*coding[=:](?!\s*utf-8)')
 #: The flags of code objects that come from what it has imported from __future__.
 FUTURE = functools.reduce(operator.or_, (getattr(__future__, name).compiler_flag for name in __future__.all_feature_names))
+#: Of madvise(2), Linux 5.14 and newer: have a process write to pages without a change.
+POPULATE_WRITE = 23
+#: Bytes between two looks whether there is something to do.
+AT_ONCE = 1 << 20
+#: Of a target's memory, what a process that waits takes at most is this part of what is available.
+SPARE_MEMORY = 64
+#: Seconds after which a process that has been told nothing is one that waits.
+UNHURRIED = 0.002
 #: Further templates of one command line; the one that was used longest ago goes.
 TEMPLATES = 12
 #: Of the standard library, what has no effect beside being there (Python 3.10 and newer know the names).
@@ -102,6 +110,7 @@ class Archive:
         self.code = {}  # of what is left to be imported by each module's own process: file and source, code
         self.text, self.raw = '', b''  # how it is written in a program
         self.beginning = None  # of that program: what comes before the statement that has it, and the code of that
+        self.own = Pages()
 
     def file(self, name):
         base = name.replace('.', '/')
@@ -244,8 +253,13 @@ class Archive:
                 return [*codes, code]
         return [*codes, compile(b'\n' * lines + program[start:], '<stdin>', 'exec', flags, dont_inherit=True)]
 
-    def make_ready(self):
-        """In a process that waits to be told what to run: writes now to what it will write to anyway; gives it room for its program."""
+    def make_ready(self, told):
+        """In a process that waits to be told what to run: writes now to what it will write to anyway; gives it room for its program.
+
+        ``told``: where it will be told. Where that takes a while, it has by then pages of its own.
+        """
+        if not select.select([told], [], [], UNHURRIED)[0]:
+            self.own.take(told)
         for unused_module, code, file, unused_content in self.loaded.values():
             _imp._fix_co_filename(code, PLACE + '/' + file + '/')
         return bytearray(b'\n') * (len(self.text) + (1 << 16))
@@ -254,9 +268,55 @@ class Archive:
         """For the time between two modules: all that was imported is out of sight."""
         for name in self.loaded:
             sys.modules.pop(name, None)
+        self.own.find()
         gc.collect()
         self.ends = any(type(found).__module__.startswith('ansible') and ends(found) for found in gc.get_objects())
         gc.freeze()
+
+
+class Pages:
+    """What a forked process has in common with its template until either writes to it. Page by page, as they come to be written, to copy them takes longer than most modules do."""
+
+    def __init__(self):
+        self._areas = []  # start, bytes
+        self._advise = None
+
+    def find(self):
+        """In the template: finds where they are."""
+        try:
+            import ctypes
+
+            self._advise = ctypes.CDLL(None).madvise
+            self._advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+            with open('/proc/self/smaps') as file:
+                area = None
+                for line in file:
+                    words = line.split()
+                    if words[0] == 'Rss:' and area is not None:
+                        start, size = area
+                        if int(words[1]) * 1024 * 2 >= size:  # else most of it was never touched, and is not to be now
+                            self._areas.append(area)
+                    elif not words[0].endswith(':'):
+                        start, stop = (int(word, 16) for word in words[0].split('-'))
+                        area = (start, stop - start) if words[1].startswith('rw-p') and '[stack]' not in words else None
+        except (ImportError, OSError, ValueError, IndexError, AttributeError):
+            self._areas = []
+
+    def take(self, told):
+        """In a forked process: makes them its own, until it is told what to do. Where memory is short it leaves them."""
+        size = sum(size for unused_start, size in self._areas)
+        try:
+            with open('/proc/meminfo') as file:
+                free = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable:'))
+        except (OSError, StopIteration, ValueError, IndexError):
+            return
+        if free < size * SPARE_MEMORY:
+            return
+        for start, size in self._areas:
+            for offset in range(0, size, AT_ONCE):
+                # Kernels before 5.14 do not know it.
+                if select.select([told], [], [], 0)[0] or self._advise(start + offset, min(AT_ONCE, size - offset), POPULATE_WRITE):
+                    return
 
 
 def exchanged(code, old, new):
@@ -580,7 +640,7 @@ def begin(report, archive):
     os.setsid()
     # The agent learns the process id from the message's credentials, and puts the process where its tree is kept together.
     os.write(report, b'f')
-    program = archive.make_ready() if archive is not None else bytearray(1 << 16)
+    program = archive.make_ready(report) if archive is not None else bytearray(1 << 16)
     with socket.socket(fileno=report) as connection:
         message, descriptors = receive(connection)
         if not message:

@@ -288,7 +288,7 @@ def test_an_agent_that_is_gone_is_told_soon(server: Server, channel: Channel) ->
     channel.call("RenewLease")
     server.shutdown()
     server.server_close()
-    channel._session.close()
+    channel._pool._get_conn().close()  # the one that it has open
     with pytest.raises(SojournError, match="SD-503"):
         channel.call("RenewLease", patience=300)
 

@@ -30,7 +30,7 @@ def reader(data: bytes, boundary: str, chance: random.Random | None = None) -> m
 
 def parse(body: mtom.Body, chance: random.Random | None = None) -> tuple[mtom.Root, dict[str, bytes]]:
     data = b"".join(body)
-    assert len(data) == body.len
+    assert len(data) == body.length
     media_type, parameters = mtom.parse_content_type(body.content_type)
     assert media_type == "multipart/related" and parameters["type"] == "application/xop+xml" and parameters["start-info"] == "text/xml"
     parts = reader(data, parameters["boundary"], chance)
