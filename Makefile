@@ -43,12 +43,18 @@ $(VENV)/.kerberos: tests/requirements-kerberos.txt $(VENV)/.installed
 .PHONY: venv
 venv: $(VENV)/.installed ## the virtual environment with everything in it
 
-$(AGENTS) &: $(filter agent/%,$(SHIPPED)) galaxy.yml | $(VENV)/.installed
+$(AGENTS) &: $(filter agent/%,$(SHIPPED)) galaxy.yml scripts/sbom $(if $(SIGN),signed) | $(VENV)/.installed
 	@echo "==> agent"
 	@agent/build.sh agent/dist "$$(scripts/find-go $(VENV))"
+	@$(if $(SIGN),agent/sign.sh agent/dist $(SIGN))
+	@scripts/sbom agent/dist "$$(scripts/find-go $(VENV))" $(VERSION) >agent/dist/sojourn-agent.cdx.json
+
+# Signed anew each time that it is asked for.
+.PHONY: signed
+signed:
 
 .PHONY: agent
-agent: $(AGENTS) ## the four executables, into agent/dist
+agent: $(AGENTS) ## the four executables and their bill of materials, into agent/dist; SIGN="-pkcs12 FILE -readpass FILE": those for Windows signed
 
 $(TARBALL): $(AGENTS) $(SHIPPED) | $(VENV)/.installed
 	@echo "==> collection"

@@ -16,7 +16,7 @@ description:
   - The host needs an SSH server and nothing else. The agent runs as root, by C(sudo) where O(remote_user) is not root.
   - Commands run as O(remote_user), and files are read and written with that user's rights, unless a task has C(become).
   - With neither O(password) nor O(private_key_file), the keys of the SSH agent and the default keys in C(~/.ssh) are tried.
-  - Host keys are checked against the C(known_hosts) files as OpenSSH has them, hashed names and ports included.
+  - Host keys are checked against the C(known_hosts) files as OpenSSH has them, with hashed names, ports, C(@cert-authority) and C(@revoked).
 extends_documentation_fragment:
   - sojourn.deploy.connection
 options:

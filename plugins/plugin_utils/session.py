@@ -36,6 +36,8 @@ FIRST_WAIT = 1.0
 FIRST_WAIT_STREAMING = 0.2
 #: Output asked for at a time.
 OUTPUT_BYTES = 4 << 20
+#: Bytes of standard output, and of standard error, that a task may get: they are held in memory, and a target could send them without end.
+MAXIMUM_OUTPUT = 1 << 30
 #: Seconds for which a lost agent is called again before the way in looks whether it is there at all.
 CALL_AGAIN_SECONDS = 10.0
 #: Seconds without a word from the agent after which it is asked whether it is there, before anything is asked of it.
@@ -732,7 +734,10 @@ class Session:
                     piece = bytes(execution[field] or b'')[offsets[stream] - int(execution[f'{field}_offset']):]
                     if piece:
                         offsets[stream] += len(piece)
-                        if not job.left.is_set():
+                        if offsets[stream] > MAXIMUM_OUTPUT and not job.finish:
+                            self._kill(channel, job.handle)
+                            raise self._error('SD-714', 'reading output', stream=field.replace('_', ' '), limit=MAXIMUM_OUTPUT >> 20)
+                        if not job.left.is_set() and offsets[stream] <= MAXIMUM_OUTPUT:  # an installation goes on, whatever it says
                             emit(stream, piece)
                 if not execution['running']:
                     break

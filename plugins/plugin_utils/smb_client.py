@@ -10,6 +10,7 @@ process that talks to many hosts needs: time limits, no limit on file descriptor
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import select
 import socket
 import struct
@@ -363,6 +364,30 @@ class Client:
             return data
         finally:
             file.close()
+
+    def hold_to_check(self, share: str, path: str) -> tuple[t.Any, str]:
+        """A file held open, and its SHA-256 in hex. Until it is closed nobody can write to it, put another in its place or remove it; to run it is possible."""
+        file = self.open(
+            share, path, access=open_module.FilePipePrinterAccessMask.GENERIC_READ, disposition=open_module.CreateDisposition.FILE_OPEN,
+            options=open_module.CreateOptions.FILE_NON_DIRECTORY_FILE | open_module.CreateOptions.FILE_SEQUENTIAL_ONLY,
+            sharing=open_module.ShareAccess.FILE_SHARE_READ, credits=CREDITS)
+        try:
+            digest = hashlib.sha256()
+            offset = 0
+            while True:
+                try:
+                    piece = file.read(offset, min(WRITE_SIZE, self.connection.max_read_size))
+                except exceptions.EndOfFile:
+                    break
+                if not piece:
+                    break
+                digest.update(piece)
+                offset += len(piece)
+            return file, digest.hexdigest()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                file.close()
+            raise
 
     def exists(self, share: str, path: str) -> bool:
         """Whether a file or folder is there; one that is being deleted is not."""

@@ -23,6 +23,8 @@ import typing as t
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 
 paramiko = library('paramiko')
+ssh_serialization = library('cryptography.hazmat.primitives.serialization.ssh')
+cryptography_exceptions = library('cryptography.exceptions')
 ssh_exception = library('paramiko.ssh_exception')
 
 #: Seconds that a host may take for any one step of the protocol.
@@ -35,6 +37,9 @@ DEFAULT_KEYS = ('~/.ssh/id_ed25519', '~/.ssh/id_ecdsa', '~/.ssh/id_rsa')
 
 #: Algorithms that one type of host key can sign with.
 _ALGORITHMS = {'ssh-rsa': ('rsa-sha2-512', 'rsa-sha2-256', 'ssh-rsa')}
+#: Of a host that shows its key with a certificate.
+_CERTIFICATE_ALGORITHMS = tuple(
+    f'{name}-cert-v01@openssh.com' for name in ('ssh-ed25519', 'ecdsa-sha2-nistp256', 'ecdsa-sha2-nistp384', 'ecdsa-sha2-nistp521', 'rsa-sha2-512', 'rsa-sha2-256'))
 
 
 class HostKeyUnknown(Exception):
@@ -43,6 +48,10 @@ class HostKeyUnknown(Exception):
 
 class HostKeyChanged(Exception):
     """A known_hosts file has another key for this host, or says that this one was revoked."""
+
+
+class CertificateRefused(Exception):
+    """An authority that a known_hosts file has for this host signed the host's key, but not so that it counts."""
 
 
 class SignInRefused(Exception):
@@ -61,11 +70,12 @@ class CommandTimeout(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class KnownKey:
-    """A line of a known_hosts file that is about the host."""
+    """A line of a known_hosts file that is about the host. ``authority``: who shows a certificate by this key is the host."""
 
     type: str
     key: str
     revoked: bool
+    authority: bool = False
 
 
 def host_names(address: str, port: int, *others: str) -> list[str]:
@@ -99,7 +109,7 @@ def _matches(field: str, names: t.Sequence[str]) -> bool:
 
 
 def known_keys(files: t.Iterable[str], names: t.Sequence[str]) -> list[KnownKey]:
-    """All lines about a host in these files; files that cannot be read are left out. ``@cert-authority`` lines are not looked at."""
+    """All lines about a host in these files; files that cannot be read are left out."""
     keys = []
     for path in files:
         try:
@@ -112,10 +122,10 @@ def known_keys(files: t.Iterable[str], names: t.Sequence[str]) -> list[KnownKey]
             if not fields or fields[0].startswith('#'):
                 continue
             marker = fields.pop(0) if fields[0].startswith('@') else ''
-            if marker not in ('', '@revoked') or len(fields) < 3:
+            if marker not in ('', '@revoked', '@cert-authority') or len(fields) < 3:
                 continue
             if _matches(fields[0], names):
-                keys.append(KnownKey(fields[1], fields[2], marker == '@revoked'))
+                keys.append(KnownKey(fields[1], fields[2], marker == '@revoked', marker == '@cert-authority'))
     return keys
 
 
@@ -134,6 +144,55 @@ def fingerprint_of(text: str) -> str:
 
 def _fingerprint(data: bytes) -> str:
     return 'SHA256:' + base64.b64encode(hashlib.sha256(data).digest()).decode('ascii').rstrip('=')
+
+
+class Certificate:
+    """A host's key as an authority signed it: https://github.com/openssh/openssh-portable/blob/master/PROTOCOL.certkeys."""
+
+    def __init__(self, blob: bytes) -> None:
+        """Raises CertificateRefused where it cannot be read."""
+        message = paramiko.Message(blob)
+        kind = message.get_text()
+        try:
+            self._certificate = ssh_serialization.load_ssh_public_identity(f'{kind} {base64.b64encode(blob).decode("ascii")}'.encode('ascii'))
+            message.get_string()  # nonce
+            for unused_field in range({'ssh-ed25519': 1, 'ssh-rsa': 2}.get(kind.removesuffix('-cert-v01@openssh.com'), 2)):
+                message.get_string()
+            message.get_int64()  # serial
+            message.get_int()  # kind
+            for unused_field in ('key id', 'principals'):
+                message.get_string()
+            for unused_field in ('after', 'before'):
+                message.get_int64()
+            for unused_field in ('critical options', 'extensions', 'reserved'):
+                message.get_string()
+            #: The authority's key, as a known_hosts file has it.
+            self.authority = base64.b64encode(message.get_string()).decode('ascii')
+            self._signature_type = paramiko.Message(message.get_string()).get_text()
+        except (ValueError, TypeError, UnicodeDecodeError, cryptography_exceptions.UnsupportedAlgorithm) as error:
+            raise CertificateRefused(f'it cannot be read ({error})') from None
+
+    def check(self, host: str, now: float) -> None:
+        """Whether it is for this host, and counts now (PROTOCOL.certkeys; ssh-keygen(1), CERTIFICATES). Raises CertificateRefused."""
+        certificate = self._certificate
+        if certificate.type != ssh_serialization.SSHCertificateType.HOST:
+            raise CertificateRefused('it is a certificate of a user, not of a host')
+        principals = [name.decode('utf-8', 'replace').lower() for name in certificate.valid_principals]
+        if principals and not any(fnmatch.fnmatchcase(host.lower(), name.replace('[', '[[]')) for name in principals):
+            raise CertificateRefused(f'it is for {", ".join(principals)}')
+        if now < certificate.valid_after:
+            raise CertificateRefused('it is not valid yet')
+        if now >= certificate.valid_before:
+            raise CertificateRefused('it has expired')
+        if certificate.critical_options:
+            names = ', '.join(name.decode('utf-8', 'replace') for name in certificate.critical_options)
+            raise CertificateRefused(f'it demands what is not understood ({names})')
+        if self._signature_type == 'ssh-rsa':  # by SHA-1, which OpenSSH takes from no authority since 8.2
+            raise CertificateRefused('it was signed by way of SHA-1')
+        try:
+            certificate.verify_cert_signature()
+        except cryptography_exceptions.InvalidSignature:
+            raise CertificateRefused('its signature is wrong') from None
 
 
 def remember(path: str, name: str, key: t.Any) -> None:
@@ -220,21 +279,31 @@ class Client:
         options = transport.get_security_options()
         # AES-GCM is several times as fast as the counter mode and its separate MAC.
         options.ciphers = sorted(options.ciphers, key=lambda name: 'gcm' not in name)
-        wanted = {algorithm for key in known for algorithm in _ALGORITHMS.get(key.type, (key.type,)) if not key.revoked}
-        # As OpenSSH does: ask for a key of a type that is known, or a known host would look unknown.
-        options.key_types = sorted(options.key_types, key=lambda name: name not in wanted)
+        wanted = {algorithm for key in known for algorithm in _ALGORITHMS.get(key.type, (key.type,)) if not key.revoked and not key.authority}
+        # As OpenSSH does: ask for a key of a type that is known, or a known host would look unknown; before all for one with a certificate.
+        certificates = _CERTIFICATE_ALGORITHMS if any(key.authority for key in known) else ()
+        options.key_types = [*certificates, *sorted(options.key_types, key=lambda name: name not in wanted)]
         transport.start_client(timeout=max(timeout, ANSWER_SECONDS))
         return transport.get_remote_server_key()
 
     @staticmethod
-    def check_host_key(key: t.Any, known: t.Sequence[KnownKey]) -> None:
-        """Raises HostKeyUnknown or HostKeyChanged."""
-        same = [entry for entry in known if entry.key == key.get_base64()]
+    def check_host_key(key: t.Any, known: t.Sequence[KnownKey], host: str) -> None:
+        """Judges as OpenSSH does. ``host``: as the user calls it, without a port. Raises HostKeyUnknown, HostKeyChanged, CertificateRefused."""
+        same = [entry for entry in known if entry.key == key.get_base64() and not entry.authority]
         if any(entry.revoked for entry in same):
             raise HostKeyChanged('the key was revoked')
+        shown = getattr(key, 'public_blob', None)
+        if shown is not None:
+            certificate = Certificate(shown.key_blob)
+            by = [entry for entry in known if entry.key == certificate.authority]
+            if any(entry.revoked for entry in by):
+                raise CertificateRefused('the key of who signed it was revoked')
+            if any(entry.authority for entry in by):
+                certificate.check(host, time.time())
+                return
         if same:
             return
-        if any(not entry.revoked for entry in known):
+        if any(not entry.revoked and not entry.authority for entry in known):
             raise HostKeyChanged
         raise HostKeyUnknown
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import re
@@ -65,6 +67,13 @@ class Packed(t.NamedTuple):
 
 _packed: dict[str, Packed] = {}
 _packing = threading.Lock()
+
+
+@functools.cache
+def digest(path: str) -> str:
+    """SHA-256 of an executable, in hex. Raises OSError."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def packed(path: str) -> Packed:

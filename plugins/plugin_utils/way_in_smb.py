@@ -28,6 +28,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     Ready,
     WayIn,
     agent_executable,
+    digest,
 )
 
 exceptions = library('smbprotocol.exceptions')
@@ -83,6 +84,10 @@ _HANGS_SECONDS = 10.0
 _FOLDER_SECONDS = 5.0
 
 
+#: Seconds that somebody else, such as an antivirus, may have the executable open in such a way that it could be written to.
+HELD_SECONDS = 10.0
+
+
 class _Pauses:
     """Waits between looks at something that tells of no change itself, growing, until a deadline."""
 
@@ -119,6 +124,7 @@ class SmbWayIn(WayIn):
         #: What is open until the executable is there.
         self._placing: list[t.Any] = []
         self._service_made = False
+        self._executable = ''
         #: What the agent's file said when its folder was removed; empty: nothing; None: there was no folder.
         self._found: bytes | None = None
         self._manager: smb_client.ServiceManager | None = None
@@ -324,7 +330,7 @@ class SmbWayIn(WayIn):
 
     def place(self, session: str) -> None:
         """Uploads the executable to ``ADMIN$\\sojourn-<run>``."""
-        executable = agent_executable('windows', self._architecture(), host=self.target.host)
+        self._executable = executable = agent_executable('windows', self._architecture(), host=self.target.host)
         with steps.step('upload', rf'to %SystemRoot%\{self.name}') as step:
             size = self._upload(executable, session)
             step.detail = rf'{size} bytes to %SystemRoot%\{self.name}'
@@ -395,9 +401,38 @@ class SmbWayIn(WayIn):
             return ready
 
     def _start(self, config: Config) -> Ready:
-        folder = rf'%SystemRoot%\{self.name}'
         with self._errors('placing the agent'):
             self._client.write_file(SHARE, rf'{self.name}\config.json', [config.to_json()])
+        with contextlib.ExitStack() as held:
+            self._check_executable(held)
+            return self._serve(config)
+
+    def _check_executable(self, held: contextlib.ExitStack) -> None:
+        """What is started with the system's own rights is what was sent, and stays so until it has started."""
+        with self._errors('checking the agent'):
+            pauses = _Pauses(HELD_SECONDS)
+            while True:
+                try:
+                    file, there = self._client.hold_to_check(SHARE, rf'{self.name}\agent.exe')
+                    break
+                except exceptions.SMBResponseException as error:
+                    if error.status in smb_client.STATUS_NOT_FOUND:
+                        raise self.error('SD-406', detail=f'it was not begun{self._executable_gone()}') from None
+                    if error.status != smb_client.STATUS_SHARING_VIOLATION:
+                        raise
+                    if not pauses.again():
+                        raise self.error('SD-408', detail='somebody has it open, and may write to it') from None
+        held.callback(self._let_go, file)
+        if there != digest(self._executable):
+            raise self.error('SD-408', detail=f'its SHA-256 is {there}')
+
+    @staticmethod
+    def _let_go(file: t.Any) -> None:
+        with contextlib.suppress(Exception):
+            file.close()
+
+    def _serve(self, config: Config) -> Ready:
+        folder = rf'%SystemRoot%\{self.name}'
         with self._errors('creating the service', refused='SD-306'):
             manager = self._open_manager(create=True)
             self._service_made = True  # it may be, even where the answer does not come

@@ -33,6 +33,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     Ready,
     WayIn,
     agent_executable,
+    digest,
     packed,
 )
 
@@ -59,11 +60,11 @@ _LOOK = '; '.join((
     'else echo "sudo missing"; fi', 'echo "gzip `command -v gzip`"',
 ))
 #: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, $4 how many
-#: bytes of it come where gzip is to unpack it, or 0, the rest are the candidates. Where the input ends too early, because the controller or the
+#: bytes of it come where gzip is to unpack it, or 0, $5 its SHA-256 (looked at where there is sha256sum), the rest are the candidates. Where the input ends too early, because the controller or the
 #: network is gone, nothing stays: the folder goes too.
 #: Root goes on as `agent launch`, which takes the config on the same input and removes the folder likewise where none comes.
 _PLACE = '; '.join((
-    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'k=$4', 'shift 4', 'g=',
+    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'k=$4', 'x=$5', 'shift 5', 'g=',
     # The connection's end must not end the script, which is to clean up then.
     "trap '' HUP PIPE",
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
@@ -76,7 +77,9 @@ _PLACE = '; '.join((
     'done',
     'if [ -n "$g" ]; then if [ "$k" -gt 0 ]; then head -c "$k" | gzip -dc > "$g/agent" || : > "$g/agent"; else head -c "$z" > "$g/agent"; fi; '
     'c=`wc -c < "$g/agent"`; '
-    'if [ "$c" -eq "$z" ] && chmod 700 "$g/agent"; then echo "size $c"; if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
+    'h=`sha256sum < "$g/agent" 2>/dev/null` || h=; h=${h%% *}; '
+    'if [ "$c" -eq "$z" ] && [ -n "$h" ] && [ "$h" != "$x" ]; then rm -rf "$g"; echo "differs $h"; '
+    'elif [ "$c" -eq "$z" ] && chmod 700 "$g/agent"; then echo "size $c"; if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
     'else rm -rf "$g"; echo "size $c"; fi; fi',
 ))
 #: Whose agent is there: the other session may be between making the folder and writing its name into it.
@@ -198,9 +201,11 @@ class SshWayIn(WayIn):
             return
         fields = {'address': self._names[0], 'key_type': key.get_name(), 'fingerprint': ssh_client.fingerprint(key), 'known_hosts': self._user_file}
         try:
-            self._client.check_host_key(key, self._known)
+            self._client.check_host_key(key, self._known, self.target.address)
         except ssh_client.HostKeyChanged:
             raise self.error('SD-304', **fields) from None
+        except ssh_client.CertificateRefused as refused:
+            raise self.error('SD-307', detail=refused, **fields) from None
         except ssh_client.HostKeyUnknown:
             if not self.target.host_key_auto_add:
                 raise self.error('SD-303', **fields) from None
@@ -268,7 +273,7 @@ class SshWayIn(WayIn):
         if reasons and offered:
             facts.append(('not usable', reasons))
         facts.append(('known_hosts', [path for path in self._known_files if os.path.exists(os.path.expanduser(path))] or 'there is no such file'))
-        known = [f'{key.type} {ssh_client.fingerprint_of(key.key)}{", revoked" if key.revoked else ""}'
+        known = [f'{key.type} {ssh_client.fingerprint_of(key.key)}{", revoked" if key.revoked else ", an authority" if key.authority else ""}'
                  for key in ssh_client.known_keys(self._known_files, self._names)]
         facts.append(('known host keys', known or f'none of {self._names[0]}'))
         policy = 'a known one must be shown' if not target.host_key_auto_add else 'an unknown one is accepted and remembered, a changed one refused'
@@ -289,9 +294,11 @@ class SshWayIn(WayIn):
 
     def _standing(self, key: t.Any) -> str:
         try:
-            self._client.check_host_key(key, self._known)
+            self._client.check_host_key(key, self._known, self.target.address)
         except ssh_client.HostKeyChanged:
             return 'not the one that is known'
+        except ssh_client.CertificateRefused as refused:
+            return f'with a certificate that does not count: {refused}'
         except ssh_client.HostKeyUnknown:
             return 'not known'
         return 'known'
@@ -399,7 +406,7 @@ class SshWayIn(WayIn):
         with steps.step('upload') as step, self._errors('placing the agent'), open(executable, 'rb') as file:
             size, data = packed(executable) if far and self._unpacks else (os.fstat(file.fileno()).st_size, b'')
             command = self._steps.enter_context(self._client.command(
-                _words(_PLACE, self.name, session, str(size), str(len(data)), *self._folders()), timeout=UPLOAD_SECONDS))
+                _words(_PLACE, self.name, session, str(size), str(len(data)), digest(executable), *self._folders()), timeout=UPLOAD_SECONDS))
             if not self._find_folder(command):
                 self._refuse_folder(command)
             self.step = 'uploading the agent'
@@ -441,7 +448,9 @@ class SshWayIn(WayIn):
         raise self.error('SD-403', detail='; '.join(skipped) or errors[-200:] or 'no candidate was given')
 
     def _wait_for_size(self, command: ssh_client.Command, size: int) -> None:
-        line = self._said(command, 'size ')
+        line = self._said(command, 'size ', 'differs ')
+        if line is not None and line.startswith('differs '):
+            raise self.error('SD-408', detail=f'its SHA-256 is {line.removeprefix("differs ")}')
         there = line.partition(' ')[2].strip() if line else 'none'
         if there == str(size):
             return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from tests.conftest import COLLECTIONS
 from tests.integration.conftest import Controller, secrets_of
 from tests.lab.namespaces import inside
 
@@ -107,6 +111,54 @@ def test_another_service_on_the_port(controller: Controller, linux_target: Any, 
     assert error.code in ("SD-205", "SD-204") and "SSH" in str(error)
 
 
+PLACED = """
+import json, sys
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import make_way_in
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Config
+
+way_in = make_way_in(Target.from_dict(json.loads(sys.stdin.readline())), "0123456789ab")
+way_in.connect()
+way_in.place("token")
+try:
+    print("placed", flush=True)
+    sys.stdin.readline()
+    way_in.start(Config("0123456789ab", "0" * 64, [], {"first": 62286, "last": 62286}, 120))
+    print("started")
+except SojournError as error:
+    print(error.code, error)
+finally:
+    way_in.undo()
+    way_in.release()
+"""
+AGENT = "/srv/windows/drive_c/windows/sojourn-0123456789ab/agent.exe"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "expected"),
+    [
+        (f"printf x | dd of={AGENT} bs=1 seek=4096 conv=notrunc", "SD-408"),
+        (f"cp {AGENT} {AGENT}.new && printf x >>{AGENT}.new && mv {AGENT}.new {AGENT}", "SD-408"),
+        (f"rm {AGENT}", "SD-406"),
+    ],
+    ids=["written to", "replaced", "removed by an antivirus"],
+)
+def test_an_executable_that_is_not_what_was_sent_does_not_run(controller: Controller, windows_target: Any, meanwhile: str, expected: str) -> None:
+    """Somebody on the target, or a thing such as an antivirus, changes it before it is started with the system's own rights."""
+    target = controller.agent(windows_target).wrapped.target
+    command = controller.lab.inside("controller", [sys.executable, "-P", "-c", PLACED])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}) as process:
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(target.to_dict()) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "placed\n"
+        windows_target.exec(["sh", "-c", meanwhile], check=True)
+        said = process.communicate("\n", timeout=60)[0]
+    assert said.startswith(f"{expected} "), said
+    assert ("its SHA-256 is" in said) if expected == "SD-408" else ("has vanished" in said)
+
+
 # SSH
 
 
@@ -126,6 +178,37 @@ def test_host_key_changed(controller: Controller, linux_target: Any, family: str
     assert error.code == "SD-304" and "somebody may be in between" in str(error)
     error = refused(controller, linux_target, family, known_hosts=str(other), host_key_auto_add=True)
     assert error.code == "SD-304"
+
+
+def test_host_known_by_an_authority(controller: Controller, linux_target: Any, family: str, tmp_path: Path) -> None:
+    """known_hosts has nothing of the target but who signs for it (@cert-authority), as in fleets whose hosts come and go."""
+    address = linux_target.addresses.as_seen_from_the_lab(family)
+    authority, known = tmp_path / "authority", tmp_path / "known_hosts"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", authority], check=True)
+    known.write_text(f"@cert-authority * {authority.with_suffix('.pub').read_text()}")
+    setting, certificate = "/etc/ssh/sshd_config.d/certificate.conf", "/etc/ssh/ssh_host_ed25519_key-cert.pub"
+
+    def sign(name: str) -> None:
+        key = tmp_path / "host.pub"
+        key.write_text(linux_target.exec(["cat", "/etc/ssh/ssh_host_ed25519_key.pub"]).stdout)
+        subprocess.run(["ssh-keygen", "-q", "-s", authority, "-h", "-I", "lab", "-n", name, "-V", "-5m:+1h", key], check=True, capture_output=True)
+        linux_target.exec(["sh", "-c", f"cat >{certificate}"], input=(tmp_path / "host-cert.pub").read_text())
+
+    assert refused(controller, linux_target, family, known_hosts=str(known)).code == "SD-303"  # it shows no certificate yet
+    try:
+        sign(address)
+        linux_target.exec(["sh", "-c", f"echo HostCertificate {certificate} >{setting} && systemctl reload ssh"])
+        controller.new_run()
+        controller.agent(linux_target, family, known_hosts=str(known)).deploy()
+        # Who has the key itself in known_hosts is none the worse for it.
+        controller.new_run()
+        controller.agent(linux_target, family).deploy()
+        sign("another.example")
+        linux_target.exec(["systemctl", "reload", "ssh"])
+        error = refused(controller, linux_target, family, known_hosts=str(known))
+        assert error.code == "SD-307" and "another.example" in str(error) and "do not go on" in str(error)
+    finally:
+        linux_target.exec(["sh", "-c", f"rm -f {setting} {certificate} && systemctl reload ssh"])
 
 
 def test_host_key_accepted_on_demand(controller: Controller, linux_target: Any, tmp_path: Path) -> None:

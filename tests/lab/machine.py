@@ -27,6 +27,8 @@ TOOLS = {
     "wixl": "wixl",
     "rpmbuild": "rpm",
     "dpkg-deb": "dpkg",
+    "openssl": "openssl",
+    "osslsigncode": "osslsigncode",
 }
 # What only a lab with a domain needs.
 DOMAIN_TOOLS = {"kinit": "krb5-user"}

@@ -28,3 +28,22 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+def test_tests_that_the_page_on_trust_names_are_there() -> None:
+    """In a table's last column: a file (`test_...`), then what it has; or one of the agent's (`Test...`)."""
+    agents = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "agent").rglob("*_test.go"))
+    named = 0
+    for line in (ROOT / "docs/security.md").read_text(encoding="utf-8").splitlines():
+        text = ""
+        for word in re.findall(r"`(\w+)`", line.rsplit("|", 2)[-2]) if line.count("|") == 4 else []:
+            if word.startswith("test_"):
+                (path,) = (ROOT / "tests").rglob(f"{word}.py")
+                text = path.read_text(encoding="utf-8")
+            elif word.startswith("Test"):
+                named += 1
+                assert f"func {word}(" in agents, word
+            else:
+                named += 1
+                assert f"def test_{word}(" in text, word
+    assert named > 20

@@ -457,6 +457,22 @@ def test_output_is_passed_on_once_even_if_it_comes_twice(host: Host) -> None:
         time.sleep(0.01)
 
 
+def test_output_without_end_ends_the_command(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is held in memory. An installation is not ended for what it says, only listened to no more."""
+    monkeypatch.setattr(session_module, "MAXIMUM_OUTPUT", 10)
+    killed = threading.Event()
+    host.calls["Execute"] = lambda **unused: execution(b"0123456789", running=True, exit_code=None)
+    host.calls["ReadOutput"] = lambda StandardOutputOffset, **unused: execution(b"01234", at=(StandardOutputOffset, 0), running=StandardOutputOffset < 40)
+    host.calls["Signal"] = lambda **unused: killed.set()
+    session = make(host)
+    with pytest.raises(SojournError, match="to standard output") as caught:
+        run(session, command_line="x")
+    assert caught.value.code == "SD-714" and killed.is_set()
+    killed.clear()
+    result, seen = run(session, Job(finish=True, package="tool"), command_line="x")
+    assert result["exit_code"] == 0 and seen == [("stdout", b"0123456789")] and not killed.is_set()
+
+
 def test_a_modules_archive_goes_once(host: Host) -> None:
     session = make(host)
     archive = base64.b64encode(b"PK\x03\x04" + bytes(6000))

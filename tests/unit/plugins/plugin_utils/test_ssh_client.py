@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import hashlib
 import os
 import re
 import shutil
@@ -10,13 +12,15 @@ import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import ssh_client, way_in_ssh
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.ssh_client import Client, HostKeyChanged, HostKeyUnknown, host_names, known_keys
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ssh_client import CertificateRefused, Client, HostKeyChanged, HostKeyUnknown, host_names, known_keys
 
 KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIGRlc3Qta2V5LW9uZS1mb3ItdGhlLXVuaXQtdGVzdHMh"
+needs_openssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
 OTHER = "AAAAC3NzaC1lZDI1NTE5AAAAIG90aGVyLWtleS1vbmUtZm9yLXRoZS11bml0LXRlc3Rz"
 
 
@@ -24,7 +28,7 @@ def check(folder: Path, lines: str, address: str = "fd73::1", port: int = 22, ke
     path = folder / "known_hosts"
     path.write_text(lines)
     known = known_keys([str(path), str(folder / "none")], host_names(address, port))
-    Client.check_host_key(SimpleNamespace(get_base64=lambda: key), known)
+    Client.check_host_key(SimpleNamespace(get_base64=lambda: key), known, address)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_changed_or_revoked(tmp_path: Path, lines: str) -> None:
         check(tmp_path, lines, "web1")
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
+@needs_openssh
 def test_hashed_by_openssh_itself(tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_text(f"fd73::1 ssh-ed25519 {KEY}\n[web1]:2222 ssh-ed25519 {KEY}\n")
@@ -82,6 +86,106 @@ def test_hashed_by_openssh_itself(tmp_path: Path) -> None:
         check(tmp_path, text, "web1", 22)
 
 
+class Authority:
+    """Who signs hosts' keys, by ssh-keygen itself."""
+
+    def __init__(self, folder: Path, kind: str = "ed25519") -> None:
+        self.folder = folder
+        self.key = self.make("authority", kind)
+
+    def make(self, name: str, kind: str) -> str:
+        """A key; what its .pub has: type, key."""
+        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", self.folder / name], check=True)
+        return (self.folder / f"{name}.pub").read_text().strip()
+
+    def sign(self, kind: str, *options: str, host: bool = True) -> Any:
+        """A new host key with a certificate, as a host shows it."""
+        import paramiko
+
+        for old in self.folder.glob("host*"):
+            old.unlink()
+        self.make("host", kind)
+        words = ["ssh-keygen", "-q", "-s", self.folder / "authority", "-I", "test", *(["-h"] if host else []), *options, self.folder / "host.pub"]
+        subprocess.run(words, check=True, capture_output=True)
+        blob = base64.b64decode((self.folder / "host-cert.pub").read_text().split()[1])
+        return {"ed25519": paramiko.Ed25519Key, "ecdsa": paramiko.ECDSAKey, "rsa": paramiko.RSAKey}[kind](paramiko.Message(blob))
+
+    def check(self, shown: Any, lines: str, address: str = "web1.example", port: int = 22) -> None:
+        """As a connection would."""
+        path = self.folder / "known_hosts"
+        path.write_text(lines)
+        Client.check_host_key(shown, known_keys([str(path)], host_names(address, port)), address)
+
+
+@needs_openssh
+@pytest.mark.parametrize(("kind", "by"), [("ed25519", "ed25519"), ("ecdsa", "ed25519"), ("rsa", "ecdsa"), ("ed25519", "rsa")])
+def test_a_host_that_an_authority_knows(tmp_path: Path, kind: str, by: str) -> None:
+    authority = Authority(tmp_path, by)
+    shown = authority.sign(kind, "-n", "WEB1.example,fd73::1", "-V", "-1h:+1h")
+    authority.check(shown, f"@cert-authority *.example {authority.key}")
+    authority.check(shown, f"@cert-authority [web1.example]:2222 {authority.key}", port=2222)
+    authority.check(shown, f"@cert-authority * {authority.key}", address="fd73::1")
+    authority.check(authority.sign(kind), f"@cert-authority * {authority.key}")  # for any name, for ever
+    authority.check(authority.sign(kind, "-n", "*.example"), f"@cert-authority * {authority.key}")
+
+
+@needs_openssh
+@pytest.mark.parametrize(
+    ("options", "host", "why"),
+    [
+        (["-n", "web2.example"], True, "it is for web2.example"),
+        (["-n", "example,web1.example.org"], True, "it is for example, web1.example.org"),
+        (["-V", "-2h:-1h"], True, "expired"),
+        (["-V", "+1h:+2h"], True, "not valid yet"),
+        (["-n", "web1.example"], False, "of a user"),
+        (["-O", "critical:unheard-of@example=x"], True, "unheard-of@example"),
+    ],
+)
+def test_a_certificate_that_does_not_count(tmp_path: Path, options: list[str], host: bool, why: str) -> None:
+    authority = Authority(tmp_path)
+    with pytest.raises(CertificateRefused, match=re.escape(why)):
+        authority.check(authority.sign("ed25519", *options, host=host), f"@cert-authority *.example {authority.key}")
+
+
+@needs_openssh
+def test_a_certificate_by_way_of_sha_1(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "rsa")
+    with pytest.raises(CertificateRefused, match="SHA-1"):
+        authority.check(authority.sign("ed25519", "-t", "ssh-rsa"), f"@cert-authority * {authority.key}")
+
+
+@needs_openssh
+def test_a_certificate_of_another_authority_or_forged(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    authority, other = Authority(tmp_path), Authority(tmp_path / "other")
+    shown = other.sign("ed25519")
+    plain = (other.folder / "host.pub").read_text()
+    with pytest.raises(HostKeyUnknown):
+        authority.check(shown, f"@cert-authority * {authority.key}")
+    authority.check(shown, f"@cert-authority * {authority.key}\nweb1.example {plain}")  # the key itself is known
+    with pytest.raises(HostKeyChanged):
+        authority.check(shown, f"@cert-authority * {authority.key}\nweb1.example {authority.key}")
+    # Signed by another, who says that it was the authority.
+    theirs, ours = (base64.b64decode(key.split()[1]) for key in (other.key, authority.key))
+    shown.public_blob.key_blob = shown.public_blob.key_blob.replace(theirs, ours)
+    with pytest.raises(CertificateRefused, match="signature"):
+        authority.check(shown, f"@cert-authority * {authority.key}")
+    for length in (0, 40, 150, len(shown.public_blob.key_blob) - 1):
+        shown.public_blob.key_blob = shown.public_blob.key_blob[:length]
+        with pytest.raises((CertificateRefused, HostKeyUnknown)):
+            authority.check(shown, f"@cert-authority * {authority.key}")
+
+
+@needs_openssh
+def test_revoked_authorities_and_keys(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    shown = authority.sign("ed25519")
+    with pytest.raises(CertificateRefused, match="revoked"):
+        authority.check(shown, f"@cert-authority * {authority.key}\n@revoked * {authority.key}")
+    with pytest.raises(HostKeyChanged, match="revoked"):
+        authority.check(shown, f"@cert-authority * {authority.key}\n@revoked * {(tmp_path / 'host.pub').read_text()}")
+
+
 def test_remembering(tmp_path: Path) -> None:
     path = tmp_path / "new" / "known_hosts"
     key = SimpleNamespace(get_name=lambda: "ssh-ed25519", get_base64=lambda: KEY)
@@ -92,7 +196,7 @@ def test_remembering(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
+@needs_openssh
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
 def test_keys_of_every_kind(tmp_path: Path, kind: str) -> None:
     import paramiko
@@ -133,9 +237,10 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     executable = b"#!/bin/sh\necho \"$1 with `cat`\"\n"
     words = [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", str(len(executable))]
     packed = gzip.compress(executable)
+    digest = hashlib.sha256(executable).hexdigest()
 
-    def place(*candidates: Path | str, data: bytes = executable, size: int = 0, **environment: str) -> list[str]:
-        done = subprocess.run([*words, str(size), *map(str, candidates)], input=data, capture_output=True, env={**os.environ, **environment}, check=False)
+    def place(*candidates: Path | str, data: bytes = executable, size: int = 0, digest: str = digest, **environment: str) -> list[str]:
+        done = subprocess.run([*words, str(size), digest, *map(str, candidates)], input=data, capture_output=True, env={**os.environ, **environment}, check=False)
         return done.stdout.decode().splitlines()
 
     said = place(missing, full, writable, data=executable + b"the config")
@@ -155,6 +260,15 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     damaged = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]  # its checksum
     assert place(writable, data=damaged, size=len(damaged))[1:] == ["size 0"]
     assert not folder.exists()
+    other = executable.replace(b"with", b"WITH")
+    assert place(writable, data=other + b"the config")[1:] == [f"differs {hashlib.sha256(other).hexdigest()}"]  # and it has not run
+    assert not folder.exists()
+    no_tools = tmp_path / "tools"  # a target without sha256sum is none the worse for it
+    no_tools.mkdir()
+    for tool in ("mkdir", "chmod", "rm", "head", "gzip", "wc", "id", "cat"):
+        (no_tools / tool).symlink_to(shutil.which(tool) or tool)
+    assert place(writable, data=executable + b"the config", PATH=str(no_tools))[1:] == [f"size {len(executable)}", *launched]
+    shutil.rmtree(folder)
     assert place("", HOME=str(tmp_path))[0] == f"folder {tmp_path}/sojourn-1"
 
 
@@ -162,7 +276,7 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path, shell: str) -> None:
     """As when the controller is killed: the input ends early, and nobody listens any more."""
     process = subprocess.Popen(
-        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", "0", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", "0", "", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin and process.stdout
     assert process.stdout.readline() == f"folder {tmp_path}/sojourn-1\n".encode()
     process.stdout.close()
