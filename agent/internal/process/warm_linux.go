@@ -41,7 +41,7 @@ import (
 const (
 	maximumInterpreters = 4
 	maximumProgram      = 16 << 20
-	// maximumSpares bounds the processes of an interpreter that wait; each has some 3 MB of its own.
+	// maximumSpares bounds the processes of an interpreter that wait; each has some 20 MB of its own, 3 where memory is short (see Pages in warm.py).
 	maximumSpares = 4
 	// maximumArchives and maximumArchive bound what is kept of modules: how many, and bytes of each.
 	maximumArchives = 32
