@@ -38,8 +38,8 @@ DEFAULT_KEYS = ('~/.ssh/id_ed25519', '~/.ssh/id_ecdsa', '~/.ssh/id_rsa')
 #: Algorithms that one type of host key can sign with.
 _ALGORITHMS = {'ssh-rsa': ('rsa-sha2-512', 'rsa-sha2-256', 'ssh-rsa')}
 #: Of a host that shows its key with a certificate.
-_CERTIFICATE_ALGORITHMS = tuple(
-    f'{name}-cert-v01@openssh.com' for name in ('ssh-ed25519', 'ecdsa-sha2-nistp256', 'ecdsa-sha2-nistp384', 'ecdsa-sha2-nistp521', 'rsa-sha2-512', 'rsa-sha2-256'))
+_CERTIFICATE_ALGORITHMS = tuple(f'{name}-cert-v01@openssh.com' for name in (
+    'ssh-ed25519', 'ecdsa-sha2-nistp256', 'ecdsa-sha2-nistp384', 'ecdsa-sha2-nistp521', 'rsa-sha2-512', 'rsa-sha2-256'))
 
 
 class HostKeyUnknown(Exception):

@@ -60,8 +60,8 @@ _LOOK = '; '.join((
     'else echo "sudo missing"; fi', 'echo "gzip `command -v gzip`"',
 ))
 #: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, $4 how many
-#: bytes of it come where gzip is to unpack it, or 0, $5 its SHA-256 (looked at where there is sha256sum), the rest are the candidates. Where the input ends too early, because the controller or the
-#: network is gone, nothing stays: the folder goes too.
+#: bytes of it come where gzip is to unpack it, or 0, $5 its SHA-256 (looked at where there is sha256sum), the rest are the candidates. Where the
+#: input ends too early, because the controller or the network is gone, nothing stays: the folder goes too.
 #: Root goes on as `agent launch`, which takes the config on the same input and removes the folder likewise where none comes.
 _PLACE = '; '.join((
     'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'k=$4', 'x=$5', 'shift 5', 'g=',

@@ -9,8 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.conftest import CHECKOUT, COLLECTIONS
 from tests.integration.conftest import Controller
 

@@ -275,7 +275,10 @@ class Archive:
 
 
 class Pages:
-    """What a forked process has in common with its template until either writes to it. Page by page, as they come to be written, to copy them takes longer than most modules do."""
+    """What a forked process has in common with its template until either writes to it.
+
+    To copy page by page, as each comes to be written, takes longer than most modules do.
+    """
 
     def __init__(self):
         self._areas = []  # start, bytes

@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import ssh_client, way_in_ssh
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.ssh_client import CertificateRefused, Client, HostKeyChanged, HostKeyUnknown, host_names, known_keys
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.ssh_client import (
+    CertificateRefused,
+    Client,
+    HostKeyChanged,
+    HostKeyUnknown,
+    host_names,
+    known_keys,
+)
 
 KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIGRlc3Qta2V5LW9uZS1mb3ItdGhlLXVuaXQtdGVzdHMh"
 needs_openssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs OpenSSH")
@@ -240,7 +247,8 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     digest = hashlib.sha256(executable).hexdigest()
 
     def place(*candidates: Path | str, data: bytes = executable, size: int = 0, digest: str = digest, **environment: str) -> list[str]:
-        done = subprocess.run([*words, str(size), digest, *map(str, candidates)], input=data, capture_output=True, env={**os.environ, **environment}, check=False)
+        command = [*words, str(size), digest, *map(str, candidates)]
+        done = subprocess.run(command, input=data, capture_output=True, env={**os.environ, **environment}, check=False)
         return done.stdout.decode().splitlines()
 
     said = place(missing, full, writable, data=executable + b"the config")
