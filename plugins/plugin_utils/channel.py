@@ -238,7 +238,7 @@ class Channel:
     def _post(self, operation: str, body: t.Any, headers: dict[str, str], read_timeout: float) -> t.Any:
         """One HTTP exchange, the answer's body unread. Raises ConnectionLost, or SD-502 where the other end is another."""
         try:
-            response = self._pool.urlopen(
+            response = self._pool.request(
                 'POST', '/', body=body, headers=headers, retries=False, redirect=False, assert_same_host=False, preload_content=False, decode_content=False,
                 timeout=urllib3.Timeout(connect=self.endpoint.connection_timeout, read=read_timeout))
             self._reached = True

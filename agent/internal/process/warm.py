@@ -291,17 +291,16 @@ class Pages:
 
             self._advise = ctypes.CDLL(None).madvise
             self._advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+            start = size = 0
             with open('/proc/self/smaps') as file:
-                area = None
                 for line in file:
                     words = line.split()
-                    if words[0] == 'Rss:' and area is not None:
-                        start, size = area
-                        if int(words[1]) * 1024 * 2 >= size:  # else most of it was never touched, and is not to be now
-                            self._areas.append(area)
+                    if words[0] == 'Rss:':
+                        if int(words[1]) * 1024 * 2 >= size > 0:  # else most of it was never touched, and is not to be now
+                            self._areas.append((start, size))
                     elif not words[0].endswith(':'):
                         start, stop = (int(word, 16) for word in words[0].split('-'))
-                        area = (start, stop - start) if words[1].startswith('rw-p') and '[stack]' not in words else None
+                        size = stop - start if words[1].startswith('rw-p') and '[stack]' not in words else 0
         except (ImportError, OSError, ValueError, IndexError, AttributeError):
             self._areas = []
 
