@@ -95,7 +95,7 @@ test-unit: install ## what a laptop can run: no root, no lab
 	@$(BIN)/python -m pytest --numprocesses $(TESTS_AT_ONCE) tests/unit
 
 .PHONY: checks
-checks: ruff agent-test sanity lint importer ## linters, sanity, the agent's tests
+checks: ruff agent-test fuzz sanity lint importer ## linters, sanity, the agent's tests
 
 .PHONY: ruff
 ruff: | $(VENV)/.installed
@@ -106,6 +106,18 @@ ruff: | $(VENV)/.installed
 agent-test: | $(VENV)/.installed ## go vet and the agent's tests
 	@echo "==> go vet, go test"
 	@cd agent && go=$$(../scripts/find-go ../$(VENV)) && test -z "$$("$$(dirname $$("$$go" env GOROOT)/bin/go)"/gofmt -l .)" && "$$go" vet ./... && GOOS=windows "$$go" vet ./... && "$$go" test ./... && ./reproducible.sh "$$go" >/dev/null
+
+# Package and target of each; what is found is kept among the package's seeds, in testdata/fuzz.
+FUZZ := config:FuzzRead soap:FuzzDecode mtom:FuzzReader mtom:FuzzWriterIsRead deploy:FuzzServer
+EXECUTIONS ?= 20000
+
+.PHONY: fuzz
+fuzz: | $(VENV)/.installed ## the agent's parsers against Go's fuzzer, EXECUTIONS=1000000 for longer than in CI
+	@echo "==> go test -fuzz"
+	@mkdir -p build && cd agent && go=$$(../scripts/find-go ../$(VENV)) && ( \
+		for target in $(FUZZ); do \
+			"$$go" test "./internal/$${target%:*}" -run='^$$' -fuzz="^$${target#*:}$$" -fuzztime=$(EXECUTIONS)x -fuzzminimizetime=100x || exit 1; \
+		done ) >../build/fuzz.log 2>&1 || { cat ../build/fuzz.log; exit 1; }
 
 .PHONY: sanity
 sanity: | $(VENV)/.installed ## ansible-test sanity

@@ -39,12 +39,21 @@ var entries = sync.OnceValue(func() map[string]entry {
 	return byCode
 })
 
+// maximumField bounds a field's value. A path fits; 8 MiB that a client sent in place of one would come back several times over.
+const maximumField = 8 << 10
+
 // New makes an error of the catalogue; pairs are field names and their values in turn.
 func New(code string, pairs ...string) *Error {
 	fields := make(map[string]string, len(pairs)/2)
 	for i := 0; i+1 < len(pairs); i += 2 {
-		// Windows ends its messages with a full stop, and the sentence has its own.
-		fields[pairs[i]] = strings.TrimRight(pairs[i+1], ". \r\n")
+		value := pairs[i+1]
+		if len(value) > maximumField {
+			value = strings.ToValidUTF8(value[:maximumField], "") + "..."
+		} else {
+			// Windows ends its messages with a full stop, and the sentence has its own.
+			value = strings.TrimRight(value, ". \r\n")
+		}
+		fields[pairs[i]] = value
 	}
 	return &Error{Code: code, Fields: fields}
 }

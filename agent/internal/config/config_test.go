@@ -81,12 +81,3 @@ func TestWhatIsLeftIsToldInAnEmptyFolder(t *testing.T) {
 		t.Error("a folder that somebody removed meanwhile is not made anew")
 	}
 }
-
-func FuzzRead(f *testing.F) {
-	f.Add(good)
-	f.Fuzz(func(t *testing.T, text string) {
-		if c, err := Read(strings.NewReader(text)); err == nil && !IsRun(c.Run) {
-			t.Error(c)
-		}
-	})
-}

@@ -5,14 +5,39 @@ package deploy
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"sync"
 	"time"
 )
 
-// maximumAtDoor bounds the connections whose handshake is not done. Each takes some 20 KB, and anybody who reaches the port can make
+// maximumAtDoor bounds the connections whose handshake is not done. Each takes some 20 KB, 100 at most, and anybody who reaches the port can make
 // them faster than headerTimeout ends them; the oldest makes room for the newest, and whoever is quick gets in all the same.
 const maximumAtDoor = 256
+
+// strangerBytes bounds what is read of a handshake, which TLS itself would hold 256 KiB of. A ClientHello and the certificate have some 3 KB.
+const strangerBytes = 32 << 10
+
+var errTooLong = errors.New("the handshake is too long")
+
+// visitor is a connection of which only so much is read until it is let in.
+type visitor struct {
+	net.Conn
+	left  int
+	known bool // set between the handshake's last read and the next
+}
+
+func (v *visitor) Read(p []byte) (int, error) {
+	if v.known {
+		return v.Conn.Read(p)
+	}
+	if v.left == 0 {
+		return 0, errTooLong
+	}
+	n, err := v.Conn.Read(p[:min(len(p), v.left)])
+	v.left -= n
+	return n, err
+}
 
 // acceptPause is how long nobody is let in after a connection could not be taken: there are no descriptors left.
 const acceptPause = 50 * time.Millisecond
@@ -76,13 +101,15 @@ func (d *door) leave(connection net.Conn) {
 func (d *door) handshake(connection net.Conn) {
 	limit, cancel := context.WithTimeout(context.Background(), d.patience)
 	defer cancel()
-	encrypted := tls.Server(connection, d.config)
+	visiting := &visitor{Conn: connection, left: strangerBytes}
+	encrypted := tls.Server(visiting, d.config)
 	err := encrypted.HandshakeContext(limit)
 	d.leave(connection)
 	if err != nil {
 		connection.Close()
 		return
 	}
+	visiting.known = true
 	select {
 	case d.admitted <- encrypted:
 	case <-d.closed:

@@ -22,16 +22,17 @@ import (
 	"sojourn.example/agent/internal/soap"
 )
 
-// Deadlines of a connection. A transfer may take as long as it likes while bytes move.
 const (
-	idleTimeout  = 10 * time.Minute
-	stallTimeout = 60 * time.Second // no byte in this time: the peer is gone
-	drainTimeout = 60 * time.Second
-	headerBytes  = 16 << 10
+	idleTimeout = 10 * time.Minute
+	headerBytes = 16 << 10
 )
 
-// headerTimeout is how long a connection may take for its handshake and each request's header; tests shorten it.
-var headerTimeout = 10 * time.Second
+// Deadlines of a connection; tests shorten them. A transfer may take as long as it likes while bytes move.
+var (
+	headerTimeout = 10 * time.Second // for the handshake and each request's header
+	stallTimeout  = 60 * time.Second // no byte in this time: the peer is gone
+	drainTimeout  = 60 * time.Second
+)
 
 // call is one request on its way: what an operation may need of it besides its message.
 type call struct {
@@ -106,6 +107,11 @@ func newServer(operations map[string]operation) *Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    headerBytes,
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateIdle { // the answer is out: its deadline is not that of what comes
+				c.SetWriteDeadline(time.Time{})
+			}
+		},
 		// Strangers' failed handshakes are no news; what is, is logged where it happens.
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -128,6 +134,10 @@ func (s *Server) Close(patience time.Duration) {
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// net/http reads to the end what a refused request still sends, and writes what is left of an answer: it would wait for the client for ever.
+	control, limit := http.NewResponseController(w), time.Now().Add(stallTimeout)
+	control.SetReadDeadline(limit)
+	control.SetWriteDeadline(limit)
 	switch {
 	case r.URL.Path != "/":
 		http.Error(w, "not found", http.StatusNotFound)
@@ -188,11 +198,20 @@ func (s *Server) post(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, c, pace, name, answer)
 	}
 	pace.control.SetReadDeadline(time.Now().Add(drainTimeout))
-	_, _ = io.Copy(io.Discard, r.Body) // has its own pool of buffers
-	pace.control.SetReadDeadline(time.Time{})
-	pace.control.SetWriteDeadline(time.Time{})
+	_, broken := io.Copy(io.Discard, r.Body) // has its own pool of buffers
+	// For the end of the answer, which net/http writes.
+	pace.control.SetWriteDeadline(time.Now().Add(stallTimeout))
+	if broken == nil {
+		pace.control.SetReadDeadline(time.Time{})
+	}
 	if c.after != nil {
 		c.after()
+	}
+	if broken != nil {
+		// What comes next would be taken for a request. The deadline is over, and stays so: net/http would wait for the rest for ever.
+		pace.control.SetReadDeadline(time.Now())
+		pace.control.Flush()
+		panic(http.ErrAbortHandler)
 	}
 }
 

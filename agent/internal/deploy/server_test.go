@@ -63,11 +63,18 @@ func (w *wall) Close(match func(firewall.Rule) bool) (changed bool, err error) {
 // served is a serving deployment and its pinned client.
 type served struct {
 	*Deployment
-	client *http.Client
-	url    string
+	client  *http.Client
+	url     string
+	address string
+	trust   *tls.Config // the client's
 }
 
 func serve(t *testing.T) *served {
+	t.Helper()
+	return serveAt(t, "127.0.0.1:0", t.TempDir())
+}
+
+func serveAt(t *testing.T, address, folder string) *served {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -82,12 +89,12 @@ func serve(t *testing.T) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := New(Settings{
-		Config: &config.Config{Run: "0123456789ab"}, Folder: t.TempDir(), Version: "1.2.3", Facts: host.Learn(),
+		Config: &config.Config{Run: "0123456789ab"}, Folder: folder, Version: "1.2.3", Facts: host.Learn(),
 		Lease: lease.New(time.Minute), Firewall: &wall{},
 	})
 	server := d.Server()
@@ -98,11 +105,12 @@ func serve(t *testing.T) *served {
 	})
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM([]byte(id.PEM()))
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+	trust := &tls.Config{
 		RootCAs: roots, ServerName: "sojourn-0123456789ab", Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-	}}}
+	}
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: trust.Clone()}}
 	t.Cleanup(client.CloseIdleConnections)
-	return &served{d, client, "https://" + listener.Addr().String() + "/"}
+	return &served{d, client, "https://" + listener.Addr().String() + "/", listener.Addr().String(), trust}
 }
 
 func envelope(operation, inner string) string {
@@ -146,14 +154,19 @@ func (s *served) call(t *testing.T, operation, inner string) string {
 // fault gives the code of the fault that the call is answered with.
 func (s *served) fault(t *testing.T, contentType, body string) string {
 	t.Helper()
-	status, media, raw := s.post(t, contentType, strings.NewReader(body), "")
+	return s.faultOf(t, contentType, strings.NewReader(body))
+}
+
+func (s *served) faultOf(t *testing.T, contentType string, body io.Reader) string {
+	t.Helper()
+	status, media, raw := s.post(t, contentType, body, "")
 	var fault struct {
 		FaultCode string `xml:"Body>Fault>faultcode"`
 		Code      string `xml:"Body>Fault>detail>Fault>Code"`
 		Sentence  string `xml:"Body>Fault>detail>Fault>Sentence"`
 	}
 	if err := xml.Unmarshal(raw, &fault); err != nil || status != 500 || media != "text/xml; charset=utf-8" {
-		t.Fatalf("%d %s %s", status, media, raw)
+		t.Fatalf("%d %s %.2000s", status, media, raw)
 	}
 	return fault.FaultCode + " " + fault.Code + " " + fault.Sentence
 }

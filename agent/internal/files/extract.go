@@ -4,6 +4,7 @@ package files
 
 import (
 	"archive/zip"
+	"bytes"
 	"compress/flate"
 	"errors"
 	"io"
@@ -17,7 +18,40 @@ import (
 	"sojourn.example/agent/internal/host"
 )
 
-const maximumEntries = 100000
+const (
+	maximumEntries   = 100000
+	maximumDirectory = 16 << 20 // bytes of what lists them
+)
+
+var (
+	errTooMany = errors.New("it has more than " + strconv.Itoa(maximumEntries) + " entries")
+	errTooLong = errors.New("the list of its entries is too long")
+
+	entryMark = []byte("PK\x01\x02")
+)
+
+// listing bounds what zip.NewReader reads: it holds the whole list before anybody can count.
+type listing struct {
+	io.ReaderAt
+	left, entries int // the entries that stand where it looks twice count twice
+	read          bool
+}
+
+func (l *listing) ReadAt(p []byte, at int64) (int, error) {
+	n, err := l.ReaderAt.ReadAt(p, at)
+	if l.read {
+		return n, err
+	}
+	l.left -= n
+	l.entries += bytes.Count(p[:n], entryMark)
+	switch {
+	case l.entries > maximumEntries+maximumEntries/10:
+		return 0, errTooMany
+	case l.left < 0:
+		return 0, errTooLong
+	}
+	return n, err
+}
 
 // Extract unpacks the archive and gives the number of files. The folder must not be there yet.
 func (s *Store) Extract(archive, folder string) (count int64, err error) {
@@ -42,12 +76,14 @@ func (s *Store) Extract(archive, folder string) (count int64, err error) {
 	if !info.Mode().IsRegular() {
 		return 0, fault(archive, errors.New("it is not a file"))
 	}
-	reader, err := zip.NewReader(file, info.Size())
+	list := &listing{ReaderAt: file, left: maximumDirectory}
+	reader, err := zip.NewReader(list, info.Size())
 	if err != nil {
 		return 0, unsafe(err.Error())
 	}
+	list.read = true
 	if len(reader.File) > maximumEntries {
-		return 0, unsafe("it has more than " + strconv.Itoa(maximumEntries) + " entries")
+		return 0, unsafe(errTooMany.Error())
 	}
 	var total uint64
 	for _, entry := range reader.File {

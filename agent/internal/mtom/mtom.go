@@ -13,7 +13,7 @@ import (
 	"strings"
 )
 
-// keepBytes is the most that is held of attachments which come before they are asked for. A checksum fits, a file does not.
+// keepBytes is the most that is held of attachments which come before they are asked for, with their ids. A checksum fits, a file does not.
 const keepBytes = 64 << 10
 
 // maximumParts bounds how many parts of a message are looked at.
@@ -95,10 +95,11 @@ func (r *Reader) Open(id string) (io.Reader, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(kept) > r.room {
+		size := len(found) + len(kept) // an id may be as long as a header may
+		if size > r.room {
 			return nil, fmt.Errorf("the attachment '%.80s' comes before its turn and is too long to keep", found)
 		}
-		r.room -= len(kept)
+		r.room -= size
 		r.kept[found] = kept
 	}
 }

@@ -139,19 +139,3 @@ func TestWriterIsRead(t *testing.T) {
 }
 
 func write(to io.Writer, text string) error { _, err := io.WriteString(to, text); return err }
-
-func FuzzReader(f *testing.F) {
-	f.Add([]byte(message(part("root", "<x/>"), part("d", "data"))))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		r, err := NewReader(bytes.NewReader(raw), map[string]string{"boundary": boundary})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if root, err := r.Root(); err == nil {
-			_, _ = io.Copy(io.Discard, root)
-		}
-		if data, err := r.Open("d"); err == nil {
-			_, _ = io.Copy(io.Discard, data)
-		}
-	})
-}

@@ -3,6 +3,7 @@
 package soap
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
@@ -19,7 +20,42 @@ import (
 // tokens gives the XML tokens of an untrusted envelope and refuses what SOAP 1.1 forbids or nobody sane sends.
 type tokens struct {
 	*xml.Decoder
+	bytes           *tagged
 	depth, elements int
+}
+
+// tagged bounds each tag while it is read: once xml.Decoder gives one, a million attributes have taken 20 times what was sent.
+type tagged struct {
+	*bufio.Reader
+	last  byte
+	at    int  // bytes of the present token so far
+	isTag bool // of an element: not text, comment or instruction
+}
+
+// begin is told of each token; the decoder has read the '<' of one that follows text.
+func (t *tagged) begin() {
+	t.at, t.isTag = 0, false
+	if t.last == '<' {
+		t.at, t.isTag = 1, true
+	}
+}
+
+func (t *tagged) ReadByte() (byte, error) {
+	c, err := t.Reader.ReadByte()
+	if err != nil {
+		return c, err
+	}
+	switch t.at {
+	case 0:
+		t.isTag = c == '<'
+	case 1:
+		t.isTag = t.isTag && c != '!' && c != '?'
+	}
+	if t.at++; t.isTag && t.at > MaximumTag {
+		return 0, malformed("a tag of the envelope is longer than %d bytes", MaximumTag)
+	}
+	t.last = c
+	return c, nil
 }
 
 // limited says that the envelope is too long, where io.LimitedReader would say that it ended.
@@ -42,6 +78,7 @@ func (l *limited) Read(p []byte) (int, error) {
 
 func (t *tokens) next() (xml.Token, error) {
 	for {
+		t.bytes.begin()
 		token, err := t.Token()
 		if err != nil {
 			if format, ok := errors.AsType[*FormatError](err); ok {
@@ -110,7 +147,8 @@ func (t *tokens) skip() error {
 
 // Decode reads an envelope. find gives a pointer to the struct for the body's element, or nil for an operation that is not there.
 func Decode(from io.Reader, find func(operation string) any) (operation string, err error) {
-	t := &tokens{Decoder: xml.NewDecoder(&limited{from, MaximumEnvelope})}
+	read := &tagged{Reader: bufio.NewReader(&limited{from, MaximumEnvelope})}
+	t := &tokens{Decoder: xml.NewDecoder(read), bytes: read}
 	t.CharsetReader = func(charset string, input io.Reader) (io.Reader, error) {
 		return nil, malformed("the envelope's encoding is not UTF-8")
 	}

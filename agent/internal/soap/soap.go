@@ -27,9 +27,10 @@ const (
 
 // Limits on a request's envelope. Attachments are not part of it: they are streamed.
 const (
-	MaximumEnvelope = 8 << 20 // bytes; inline base64 must fit in here
-	MaximumDepth    = 16      // a valid request has 5 levels
-	MaximumElements = 20000   // a long list of arguments and variables has some hundreds
+	MaximumEnvelope = 8 << 20  // bytes; inline base64 must fit in here
+	MaximumDepth    = 16       // a valid request has 5 levels
+	MaximumElements = 20000    // a long list of arguments and variables has some hundreds
+	MaximumTag      = 16 << 10 // bytes, with its attributes; a valid one has some hundreds
 )
 
 // Hex is an xs:hexBinary.

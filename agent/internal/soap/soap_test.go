@@ -197,10 +197,3 @@ func TestFault(t *testing.T) {
 		t.Error("a fault about the header has a detail")
 	}
 }
-
-func FuzzDecode(f *testing.F) {
-	f.Add([]byte(envelope(`<t:Do><t:Text>x</t:Text></t:Do>`)))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		_, _ = Decode(bytes.NewReader(raw), func(string) any { return &message{} })
-	})
-}
