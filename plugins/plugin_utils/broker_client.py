@@ -285,8 +285,8 @@ class Agent:
     """One target's agent as plugins see it. Every method raises ``SojournError`` only.
 
     Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
-    ``remove``, ``diagnose``, ``preflight`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
-    interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
+    ``remove``, ``diagnose``, ``preflight`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker
+    a call: when the caller is interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
     """
 
     def __init__(self, target: Target, owner_pid: int) -> None:

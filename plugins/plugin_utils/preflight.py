@@ -167,7 +167,7 @@ class Shell:
 
 
 def _free_of(line: str) -> tuple[int | None, str]:
-    """Bytes that are available, and where it is mounted, from a line of ``df -Pk``. A file system's name may hold blanks, the numbers stand before a percentage."""
+    """Bytes that are available, and where it is mounted, from a line of ``df -Pk``. Names may hold blanks; the numbers stand before a percentage."""
     found = re.search(r'(-?\d+)\s+(-?\d+)\s+(-?\d+)\s+(?:\d+%|-)\s+(/.*)$', line)
     return (max(0, int(found[3])) * 1024, found[4]) if found else (None, '')
 

@@ -117,8 +117,8 @@ _FIND = '; '.join((
     'firewall-cmd --list-all-zones; firewall-cmd --direct --get-all-rules; ufw status; ufw show added; } 2>/dev/null | '
     'grep -oE "sojourn-[0-9a-f]{12}" | sort -u | while read -r r; do say firewall-rule "$r" "$r"; done',
 ))
-#: For preflight, by the login user: 'name value' lines about the host; it only reads. The arguments are the candidates for the agent's folder. needs-restarting is
-#: not asked, for dnf would write a log.
+#: For preflight, by the login user: 'name value' lines about the host; it only reads. The arguments are the candidates for the agent's folder.
+#: needs-restarting is not asked, for dnf would write a log.
 _SURVEY = '; '.join((
     'LC_ALL=C', 'export LC_ALL',
     'echo "system `uname -s`"', 'echo "machine `uname -m`"', 'echo "release `uname -r`"',
