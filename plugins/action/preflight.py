@@ -41,6 +41,7 @@ class ActionModule(AgentAction):
     ARGUMENTS = {
         'timeout': {'type': 'float', 'default': 3.0},
         'sign_in': {'type': 'bool', 'default': True},
+        'fail': {'type': 'bool', 'default': True},
     }
 
     def blank(self) -> dict[str, t.Any]:
@@ -56,9 +57,13 @@ class ActionModule(AgentAction):
         errors = [(check['check'], check['error']) for check in checks if check['state'] == 'failed']
         result['checks'] = [{key: value for key, value in check.items() if key != 'error'} for check in checks]
         result['table'] = table(result['checks'])
-        if errors:
-            name, error = errors[0]
-            first = SojournError.from_dict(error)
-            first.step = f'preflight, {name}'
+        if not errors:
+            result['msg'] = verdict(checks)
+            return
+        name, error = errors[0]
+        first = SojournError.from_dict(error).at(host=self.host)
+        first.step = f'preflight, {name}'
+        if self.options['fail']:
             raise first
-        result['msg'] = verdict(checks)
+        result['msg'] = str(first)
+        result['error'] = {'code': first.code, 'sentence': first.sentence, 'remedy': first.remedy}

@@ -19,7 +19,7 @@ description:
   - B(Nothing is changed on the target, and no agent is put there.) It is connected to, signed in to, and read, as a service's log may note.
   - As far as the sign-in it goes the way that a task goes, by the same code.
   - A check that cannot be made since an earlier one failed is left out.
-  - The host has failed, or is unreachable, with the error of the first check that failed; all checks are in the result all the same.
+  - The host has failed, or is unreachable, with the error of the first check that failed (see O(fail)); all checks are in the result all the same.
   - A host that does not answer takes as many seconds as O(timeout) says, whatever C(ansible_connection_timeout) is.
 extends_documentation_fragment:
   - ansible.builtin.action_common_attributes
@@ -45,6 +45,12 @@ options:
       - Whether to sign in, which most checks need.
       - Turn it off where the credentials are in doubt, since a sign-in that is refused counts towards the lock-out of an account.
       - It is not tried where an earlier check failed.
+    type: bool
+    default: true
+  fail:
+    description:
+      - Whether the task fails where a check failed.
+      - With O(fail=false) it succeeds whatever was found, and RV(error) says whether a check failed; so a play goes on to show it.
     type: bool
     default: true
 author:
@@ -116,6 +122,6 @@ table:
   sample: ["ok  port 445  answers at 2001:db8::10"]
 error:
   description: Code, sentence and remedy of the first error.
-  returned: failure
+  returned: where a check failed
   type: dict
 '''

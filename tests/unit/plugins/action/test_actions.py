@@ -84,6 +84,12 @@ class TestPreflight:
         assert result[kind] and result["error"]["code"] == code and len(result["checks"]) == 3 and not result["changed"]
         assert result["msg"].startswith("[web1] preflight, free space: ") and f"({code}) Remedy: {first.remedy}" in result["msg"]
 
+    def test_a_failure_that_is_only_told(self, run, make_agent) -> None:
+        error = SojournError("SD-306", user="me", detail="no")
+        result = self.run(run, make_agent, self.check("SCM rights", "failed", error), fail=False)
+        assert "failed" not in result and "unreachable" not in result and result["error"]["code"] == "SD-306"
+        assert result["msg"].startswith("[web1] preflight, SCM rights: ") and result["msg"].endswith(f"Remedy: {error.remedy}")
+
     @pytest.mark.parametrize("timeout", [0, 4000, "soon"])
     def test_bad_timeout(self, run, make_agent, timeout: Any) -> None:
         result = self.run(run, make_agent, timeout=timeout)
