@@ -449,6 +449,14 @@ def _diagnose(call: Call) -> t.Any:
     return diagnosis.diagnose(call.target, call.broker.run, call.broker.existing(call.target), sign_in=bool(call.arguments.get('sign_in')))
 
 
+def _preflight(call: Call) -> t.Any:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils import preflight
+
+    arguments = call.arguments
+    return preflight.look(
+        call.target, call.broker.run, call.broker.existing(call.target), timeout=float(arguments['timeout']), sign_in=bool(arguments.get('sign_in')))
+
+
 def _note(call: Call) -> str:
     return call.broker.ledger.note(str(call.target.host), call.arguments.pop('key', None), **call.arguments)
 
@@ -548,7 +556,7 @@ def _list_ports(call: Call) -> t.Any:
 HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
     'deploy': _deploy, 'present': _present, 'info': _info, 'remove': _remove, 'cleanup': _cleanup, 'query_packages': _query_packages,
     'put_file': _put_file, 'get_file': _get_file, 'stat': _stat, 'remove_path': _remove_path, 'extract': _extract, 'execute': _execute,
-    'executions': _executions, 'diagnose': _diagnose, 'note': _note, 'end': _end,
+    'executions': _executions, 'diagnose': _diagnose, 'preflight': _preflight, 'note': _note, 'end': _end,
     'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
 }
 

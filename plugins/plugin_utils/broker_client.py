@@ -285,8 +285,8 @@ class Agent:
     """One target's agent as plugins see it. Every method raises ``SojournError`` only.
 
     Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
-    ``remove``, ``diagnose`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker a call: when the caller is
-    interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
+    ``remove``, ``diagnose``, ``preflight`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker
+    a call: when the caller is interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
     """
 
     def __init__(self, target: Target, owner_pid: int) -> None:
@@ -380,6 +380,14 @@ class Agent:
         Returns findings: section, name, value (a text, or a list of texts), seconds (or None), error (as SojournError.to_dict has it, or None).
         """
         return self._call('diagnose', {'sign_in': bool(sign_in)})
+
+    def preflight(self, timeout: float = 3.0, sign_in: bool = True) -> list[dict[str, t.Any]]:
+        """Whether a deployment to this target would succeed, check by check; changes nothing.
+
+        ``timeout``: seconds for the name resolution, and then for the connection. Returns checks: check (its name), state ('ok', 'warning', 'failed'),
+        detail, remedy (or None), code (of the catalogue, or None), error (as SojournError.to_dict has it, where it failed).
+        """
+        return self._call('preflight', {'timeout': float(timeout), 'sign_in': bool(sign_in)})
 
     def note(self, key: str | None = None, **changes: t.Any) -> str:
         """Tells the broker of a package: ``package`` (its name), ``state``, ``msg``, ``codes`` ({exit code: [state, meaning]}).

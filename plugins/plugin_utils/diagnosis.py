@@ -77,8 +77,10 @@ class Diagnosis:
         self.run = run
         self.session = session
         self.findings: list[dict[str, t.Any]] = []
-        self._way_in: WayIn | None = None
-        self._peers: list[network.Peer] = []
+        self.way_in: WayIn | None = None
+        #: The target's addresses, and what came of those that were tried.
+        self.peers: list[network.Peer] = []
+        self.attempts: dict[network.Peer, network.Attempt] = {}
         #: As the target itself turns out to be.
         self._platform = ''
 
@@ -92,7 +94,7 @@ class Diagnosis:
             'section': section, 'name': name, 'value': value, 'seconds': None if seconds is None else round(seconds, 4), 'error': error})
 
     @contextlib.contextmanager
-    def _telling(self, section: str, name: str) -> t.Iterator[None]:
+    def telling(self, section: str, name: str) -> t.Iterator[None]:
         """What goes wrong becomes a finding, and the rest is told all the same."""
         begin = time.monotonic()
         try:
@@ -143,30 +145,30 @@ class Diagnosis:
                 except TimeoutError:
                     found = f'no answer within {target.connection_timeout:g} s'
                 self.add('address', name, found, later.seconds)
-        with self._telling('address', 'order'), steps.step('resolve', target.address) as step:
+        with self.telling('address', 'order'), steps.step('resolve', target.address) as step:
             try:
-                self._peers = everything.result(deadline)
+                self.peers = everything.result(deadline)
             except TimeoutError:
                 detail = f'no answer from the name resolution within {target.connection_timeout:g} s'
                 raise SojournError('SD-201', step='looking up the name', address=target.address, detail=detail) from None
-            step.detail = ', '.join(peer.address for peer in self._peers)
-            self.add('address', 'order', [peer.address for peer in self._peers], everything.seconds)
+            step.detail = ', '.join(peer.address for peer in self.peers)
+            self.add('address', 'order', [peer.address for peer in self.peers], everything.seconds)
 
     def reach(self) -> None:
         """Connects as a deployment does, as far as the sign-in; then tries the addresses that this passed over."""
-        way_in, reached = self._way_in, None
+        way_in, reached = self.way_in, None
         begin = time.monotonic()
         if way_in is not None:
-            way_in.peers = self._peers
+            way_in.peers = self.peers
             try:
                 way_in.reach()
             except SojournError as error:
                 reached = error
         spoken = time.monotonic() - begin
-        attempts = {attempt.peer: attempt for attempt in way_in.attempts} if way_in is not None else {}
+        attempts = self.attempts = {attempt.peer: attempt for attempt in way_in.attempts} if way_in is not None else {}
         tried = list(attempts)
-        attempts.update(self._try([peer for peer in self._peers if peer not in attempts]))
-        for peer in self._peers:
+        attempts.update(self._try([peer for peer in self.peers if peer not in attempts]))
+        for peer in self.peers:
             if peer in attempts:
                 self._tell_attempt(peer, attempts[peer], peer in tried)
         if way_in is None:
@@ -191,7 +193,7 @@ class Diagnosis:
 
         def knock(peer: network.Peer) -> None:
             network.connect_any(
-                [peer], timeout=target.connection_timeout, service=self._way_in.service if self._way_in else target.way_in, step='connecting',
+                [peer], timeout=target.connection_timeout, service=self.way_in.service if self.way_in else target.way_in, step='connecting',
                 on_attempt=lambda attempt: attempts.__setitem__(peer, attempt))[0].close()
 
         knocking = [_Later(lambda peer=peer: knock(peer)) for peer in peers]
@@ -216,9 +218,9 @@ class Diagnosis:
 
     def look_at_credentials(self) -> None:
         """What there is, and why it would be used."""
-        if self._way_in is not None:
-            with self._telling('sign-in', 'credentials'):
-                for name, value in self._way_in.credentials():
+        if self.way_in is not None:
+            with self.telling('sign-in', 'credentials'):
+                for name, value in self.way_in.credentials():
                     self.add('sign-in', name, value)
 
     def sign_in(self, wanted: bool) -> None:
@@ -226,18 +228,18 @@ class Diagnosis:
         if not wanted:
             self.add('sign-in', 'tried', 'no: sign_in is off, since a refused one counts towards the lock-out of an account')
             return
-        if self.failed or self._way_in is None:
+        if self.failed or self.way_in is None:
             self.add('sign-in', 'tried', 'no, for what was found before')
             return
         begin = time.monotonic()
-        with self._telling('sign-in', 'outcome'):
-            self._way_in.sign_in()
+        with self.telling('sign-in', 'outcome'):
+            self.way_in.sign_in()
             self.add('sign-in', 'outcome', 'signed in', time.monotonic() - begin)
         if self.failed:
             return
         begin = time.monotonic()
-        with self._telling('sign-in', 'rights'):
-            for number, (name, value) in enumerate(self._way_in.look()):
+        with self.telling('sign-in', 'rights'):
+            for number, (name, value) in enumerate(self.way_in.look()):
                 self.add('sign-in', name, value, None if number else time.monotonic() - begin)
                 self._platform = str(value) if name == 'platform' else self._platform
 
@@ -276,18 +278,18 @@ def diagnose(target: Target, run: str, session: Session | None, *, sign_in: bool
     diagnosis = Diagnosis(target, run, session)
     diagnosis.look_at_libraries()
     try:
-        with diagnosis._telling('libraries', 'way in'):
+        with diagnosis.telling('libraries', 'way in'):
             if not diagnosis.failed:
-                diagnosis._way_in = make_way_in(target, run)
+                diagnosis.way_in = make_way_in(target, run)
         diagnosis.look_up()
-        with diagnosis._telling('address', 'taken'):
-            if diagnosis._peers:
+        with diagnosis.telling('address', 'taken'):
+            if diagnosis.peers:
                 diagnosis.reach()
         diagnosis.look_at_credentials()
         diagnosis.sign_in(sign_in)
     finally:
-        if diagnosis._way_in is not None:
-            diagnosis._way_in.release()
-    with diagnosis._telling('agent', 'executables'):
+        if diagnosis.way_in is not None:
+            diagnosis.way_in.release()
+    with diagnosis.telling('agent', 'executables'):
         diagnosis.look_at_agent()
     return diagnosis.findings

@@ -48,6 +48,12 @@ MECHANISMS = {
 CREDITS = 256
 
 SMB_3_1_1 = 0x0311
+#: Seconds from 1601, where Windows' clock begins ([MS-DTYP] 2.3.3), to 1970.
+FILETIME_BEGIN = 11644473600
+_NEGOTIATE = 0
+#: Head of an NTLM challenge ([MS-NLMP] 2.2.1.2), and the flag that says that a version is in it.
+_CHALLENGE = b'NTLMSSP\0\x02\0\0\0'
+_HAS_VERSION = 0x02000000
 #: What the older dialects tell about the host (https://learn.microsoft.com/windows-server/storage/file-server/file-server-smb-overview).
 DIALECTS = {
     0x0202: 'Windows Vista or Server 2008', 0x0210: 'Windows 7 or Server 2008 R2', 0x0300: 'Windows 8 or Server 2012', 0x0302: 'Windows 8.1 or Server 2012 R2'}
@@ -66,6 +72,8 @@ STATUS_NOT_FOUND = (STATUS_NO_SUCH_FILE, STATUS_OBJECT_NAME_NOT_FOUND, STATUS_OB
 _DELETE = 0x00010000
 _READ_ATTRIBUTES = 0x00000080
 _LIST = 0x00000001
+#: FILE_ADD_FILE, FILE_ADD_SUBDIRECTORY ([MS-SMB2] 2.2.13.1.2).
+_ADD = 0x00000002 | 0x00000004
 _SHARE_ALL = 0x7
 
 
@@ -143,6 +151,9 @@ class _Connection(connection_module.Connection):
         self._given = _Transport(connection)
         #: Whether NTLM was spoken at the sign-in.
         self.ntlm = False
+        #: What the other end said of itself by the way: its version (major, minor, build), and the seconds by which its clock is ahead of this one.
+        self.version: tuple[int, int, int] | None = None
+        self.clock_ahead: float | None = None
         super().__init__(uuid.uuid4(), server_name, require_signing=True)
 
     @property
@@ -164,7 +175,13 @@ class _Connection(connection_module.Connection):
         """As in the base class, with a time limit in any case."""
         try:
             # A target's symbolic link could lead anywhere; nothing here needs one.
-            return super().receive(request, wait=wait, timeout=timeout if timeout is not None else ANSWER_SECONDS, resolve_symlinks=False)
+            response = super().receive(request, wait=wait, timeout=timeout if timeout is not None else ANSWER_SECONDS, resolve_symlinks=False)
+            if self.clock_ahead is None and response['command'].get_value() == _NEGOTIATE:
+                self.clock_ahead = clock_ahead(response['data'].get_value(), time.time())
+            return response
+        except exceptions.MoreProcessingRequired as error:
+            self.version = version_told(error.header['data'].get_value()) or self.version
+            raise
         except exceptions.SMBException as error:
             if error.__class__ is exceptions.SMBException and 'timeout' in str(error):  # not one of its subclasses, which are the server's answers
                 raise Timeout(str(error)) from None
@@ -176,6 +193,22 @@ class _Connection(connection_module.Connection):
         if session is not None and session.encrypt_data and not force:
             raise exceptions.SMBException('an answer came unencrypted in an encrypted session')
         super().verify_signature(header, session_id, force=force)
+
+
+def clock_ahead(answer: bytes, now: float) -> float | None:
+    """By how many seconds the clock behind an answer to NEGOTIATE ([MS-SMB2] 2.2.4, SystemTime) is ahead of ours; None where it tells none."""
+    if len(answer) < 48:
+        return None
+    there = struct.unpack_from('<Q', answer, 40)[0]
+    return there / 1e7 - FILETIME_BEGIN - now if there else None
+
+
+def version_told(answer: bytes) -> tuple[int, int, int] | None:
+    """The version in the NTLM challenge ([MS-NLMP] 2.2.1.2) that an answer to a sign-in holds: major, minor, build. None where there is none."""
+    at = answer.find(_CHALLENGE)
+    if at < 0 or len(answer) < at + 56 or not struct.unpack_from('<I', answer, at + 20)[0] & _HAS_VERSION:
+        return None
+    return struct.unpack_from('<BBH', answer, at + 48)
 
 
 class Client:
@@ -225,6 +258,16 @@ class Client:
             'dialect': name, 'signing': f'{signing}, always on here; the target {"requires" if required else "does not require"} it',
             'encryption': encryption, 'sign-ins offered': offered or 'the target does not say'}
 
+    @property
+    def version(self) -> tuple[int, int, int] | None:
+        """The other end's version (major, minor, build), as it tells it to who signs in by NTLM, be it in vain."""
+        return self.connection.version if self.connection is not None else None
+
+    @property
+    def clock_ahead(self) -> float | None:
+        """By how many seconds the other end's clock is ahead of this one; None where it does not tell."""
+        return self.connection.clock_ahead if self.connection is not None else None
+
     def tree(self, share: str) -> t.Any:
         """The connection to a share, made at its first use."""
         tree = self._trees.get(share)
@@ -233,6 +276,11 @@ class Client:
             tree.connect()
             self._trees[share] = tree
         return tree
+
+    @property
+    def trees(self) -> tuple[str, ...]:
+        """The shares that are connected to."""
+        return tuple(self._trees)
 
     def close(self) -> None:
         """Signs out and disconnects; never raises."""
@@ -388,6 +436,30 @@ class Client:
             with contextlib.suppress(Exception):
                 file.close()
             raise
+
+    def ask_to_add(self, share: str) -> None:
+        """Raises AccessDenied where nothing may be made in a share: its folder is opened with that right, and nothing made."""
+        self.open(
+            share, '', access=_ADD | _READ_ATTRIBUTES, disposition=open_module.CreateDisposition.FILE_OPEN,
+            options=open_module.CreateOptions.FILE_DIRECTORY_FILE).close()
+
+    def free_bytes(self, share: str) -> int:
+        """How much this user may still write to a share's disk ([MS-FSCC] 2.5.4)."""
+        folder = self._open_folder(share, '')
+        try:
+            information = file_info.FileFsFullSizeInformation()
+            message = open_module.SMB2QueryInfoRequest()
+            message['info_type'] = information.INFO_TYPE
+            message['file_info_class'] = information.INFO_CLASS
+            message['file_id'] = folder.file_id
+            message['output_buffer_length'] = len(information)
+            request = self.connection.send(message, self.session.session_id, folder.tree_connect.tree_connect_id)
+            answer = open_module.SMB2QueryInfoResponse()
+            answer.unpack(self.connection.receive(request)['data'].get_value())
+            information.unpack(answer['buffer'].get_value())
+            return information['caller_available_units'].get_value() * information['sectors_per_unit'].get_value() * information['bytes_per_sector'].get_value()
+        finally:
+            folder.close()
 
     def exists(self, share: str, path: str) -> bool:
         """Whether a file or folder is there; one that is being deleted is not."""
@@ -604,6 +676,20 @@ class ServiceManager:
         # The array's length, then SERVICE_STATUS_PROCESS (2.2.49): type, state, controls, exit code, own exit code, ...
         unused_type, state, unused_controls, code, own_code = struct.unpack_from('<4xIIIII', answer)
         return state, code, own_code
+
+    def state(self, name: str) -> int | None:
+        """A service's state, with no more right than to ask for it; None where there is none."""
+        try:
+            handle = self._api.open_service_w(self._manager, name, scmr.DesiredAccess.SERVICE_QUERY_STATUS)
+        except pypsexec_exceptions.SCMRException as error:
+            if error.return_code == self.NOT_THERE:
+                return None
+            raise
+        try:
+            return self.status(handle)[0]
+        finally:
+            with contextlib.suppress(Exception):
+                self._api.close_service_handle_w(handle)
 
     def list(self) -> list[tuple[str, int]]:
         """All own-process services: (name, state)."""

@@ -185,6 +185,16 @@ class WayIn(abc.ABC):
         self.step = 'connecting'
         self._left: SojournError | None = None
 
+    @staticmethod
+    def fact(find_out: t.Callable[[], t.Any]) -> t.Any:
+        """What ``find_out`` returns, or the error that it raises. Raises SD-205: whom is one to ask further?"""
+        try:
+            return find_out()
+        except SojournError as error:
+            if error.code == 'SD-205':
+                raise
+            return error
+
     def error(self, code: str, **fields: t.Any) -> SojournError:
         """An error of this host, at the present step."""
         return SojournError(code, host=self.target.host, step=self.step, **fields)
@@ -252,6 +262,13 @@ class WayIn(abc.ABC):
 
     def look(self) -> Facts:
         """After ``connect``: what the target is, and what the user may do there. Changes nothing. Raises SD-305, SD-306, SD-404."""
+        raise NotImplementedError
+
+    def survey(self) -> t.Iterator[tuple[str, t.Any]]:
+        """After ``reach`` and a sign-in: facts by their names, as far as they can be had with nothing changed, each as it is found (see preflight.py).
+
+        A fact is an error where the target refuses to tell it. Raises SD-205, and what else makes it vain to go on.
+        """
         raise NotImplementedError
 
     # The agent

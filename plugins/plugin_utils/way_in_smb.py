@@ -37,6 +37,10 @@ spnego_exceptions = library('spnego.exceptions')
 cryptography_exceptions = library('cryptography.exceptions')
 
 SHARE = 'ADMIN$'
+#: Windows' own firewall. Its rules are taken while it runs only.
+FIREWALL_SERVICE = 'MpsSvc'
+#: In SHARE while an update's files wait for a restart.
+WAITING_UPDATES = r'WinSxS\pending.xml'
 PIPES = 'IPC$'
 
 #: IMAGE_FILE_HEADER.Machine (https://learn.microsoft.com/windows/win32/debug/pe-format#machine-types).
@@ -302,9 +306,52 @@ class SmbWayIn(WayIn):
     def look(self) -> Facts:
         """The architecture, and the right to make services: the manager is opened with it, and nothing made."""
         architecture = self._architecture()
+        self._ask_for_services()
+        return [('signed in by', self._client.sign_in_kind), ('platform', f'windows-{architecture}'), ('rights', f'{SHARE}, and to make services')]
+
+    def survey(self) -> t.Iterator[tuple[str, t.Any]]:
+        """ADMIN$ where the sign-in has got it, the service control manager, and what the target told of itself on the way.
+
+        Rights are asked for as those that a deployment needs, and not used. No service is started, so the registry is out of reach.
+        """
+        with steps.step('survey'):
+            share = SHARE in self._client.trees
+            if share:
+                yield 'share write', self.fact(self._ask_to_write)
+            services = self.fact(self._ask_for_services)
+            yield 'services', services
+            yield 'version', self._client.version
+            if share:
+                yield 'architecture', self.fact(self._architecture)
+                yield 'free', self.fact(self._free)
+                yield 'waiting updates', self.fact(self._updates_wait)
+            if not isinstance(services, SojournError):
+                yield 'firewall', self.fact(self._firewall_state)
+            yield 'clock', self._client.clock_ahead
+            if share and not isinstance(services, SojournError):
+                yield 'found', self.fact(self.find)
+
+    def _ask_to_write(self) -> bool:
+        with self._errors('asking for the right to write'):
+            self._client.ask_to_add(SHARE)
+            return True
+
+    def _ask_for_services(self) -> bool:
         with self._errors('opening the service control manager', refused='SD-306'):
             self._open_manager(create=True)
-        return [('signed in by', self._client.sign_in_kind), ('platform', f'windows-{architecture}'), ('rights', f'{SHARE}, and to make services')]
+            return True
+
+    def _free(self) -> int:
+        with self._errors('asking for the free space'):
+            return self._client.free_bytes(SHARE)
+
+    def _updates_wait(self) -> bool:
+        with self._errors('looking for updates that wait'):
+            return self._client.exists(SHARE, WAITING_UPDATES)
+
+    def _firewall_state(self) -> int | None:
+        with self._errors('asking for the firewall', refused='SD-306'):
+            return self._open_manager().state(FIREWALL_SERVICE)
 
     # Placing and starting
 

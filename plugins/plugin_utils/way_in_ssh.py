@@ -15,6 +15,7 @@ import secrets
 import shlex
 import socket
 import threading
+import time
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import ssh_client, ssh_config, steps
@@ -119,6 +120,48 @@ _FIND = '; '.join((
     'firewall-cmd --list-all-zones; firewall-cmd --direct --get-all-rules; ufw status; ufw show added; } 2>/dev/null | '
     'grep -oE "sojourn-[0-9a-f]{12}" | sort -u | while read -r r; do say firewall-rule "$r" "$r"; done',
 ))
+#: For preflight, by the login user: 'name value' lines about the host; it only reads. The arguments are the candidates for the agent's folder.
+#: needs-restarting is not asked, for dnf would write a log.
+_SURVEY = '; '.join((
+    'LC_ALL=C', 'export LC_ALL',
+    'echo "system `uname -s`"', 'echo "machine `uname -m`"', 'echo "release `uname -r`"',
+    'for f in /etc/os-release /usr/lib/os-release; do if [ -r "$f" ]; then sed "s/^/os /" "$f"; break; fi; done',
+    'space() { l=`df -Pk "$1" 2>/dev/null | tail -n 1`; m=${l##* }; o=; '
+    'if [ -r /proc/mounts ]; then while read -r a b c e r; do if [ "$b" = "$m" ]; then o=$e; fi; done < /proc/mounts; fi; }',
+    'for d in "$@"; do d=${d:-$HOME}; if [ -d "$d" ]; then w=closed; if [ -w "$d" ] && [ -x "$d" ]; then w=open; fi; space "$d"; echo "folder $w ${o:--} $d"; '
+    'echo "room $l"; else echo "folder missing - $d"; fi; done',
+    'space /', 'echo "root $l"',
+    'for f in /run/reboot-required /var/run/reboot-required /run/reboot-needed; do if [ -e "$f" ]; then echo "reboot $f"; fi; done',
+    'for k in /lib/modules/*; do if [ -d "$k/kernel" ]; then echo "kernel ${k##*/}"; fi; done',
+    # The state 0A is LISTEN (Linux, include/net/tcp_states.h).
+    'for f in /proc/net/tcp /proc/net/tcp6; do if [ -r "$f" ]; then '
+    'sed -n "s/^ *[0-9]*: [0-9A-F]*:\\([0-9A-F]*\\) [0-9A-F]*:[0-9A-F]* 0A .*/listens \\1/p" "$f"; fi; done',
+    'echo "time `date +%s`"',
+))
+#: For preflight, by root: what filters, as the agent finds it (agent/internal/firewall), but for what only the kernel's own interface tells.
+_FILTERS = '; '.join((
+    'LC_ALL=C', 'PATH=$PATH:/usr/sbin:/sbin', 'export LC_ALL PATH',
+    'has() { command -v "$1" >/dev/null 2>&1; }',
+    'if has firewall-cmd && cat /proc/[0-9]*/comm 2>/dev/null | grep -qx firewalld; then echo firewalld; fi',
+    'if has ufw && grep -qsi "^ENABLED=yes" /etc/ufw/ufw.conf; then echo ufw; fi',
+    'for t in nft iptables ip6tables; do if has "$t"; then echo "tool $t"; fi; done',
+    'if has nft; then nft list chains 2>/dev/null | grep -E "^table |chain |hook input"; fi',
+    'for v in ip ip6; do for t in `cat /proc/net/${v}_tables_names 2>/dev/null`; do echo "legacy $v $t"; done; done',
+    'if grep -qs "^nf_tables " /proc/modules; then echo "module nf_tables"; fi', ':',
+))
+
+
+def unsupported(facts: t.Mapping[str, str]) -> dict[str, str]:
+    """Why the agent does not run on a host of this 'system', 'machine' and 'release' (as uname has them): by 'OS' and 'architecture'; empty where it does."""
+    if facts.get('system') != 'Linux':
+        return {'OS': f"it runs {facts.get('system')}, not Linux"}
+    faults: dict[str, str] = {}
+    if facts.get('machine') not in ARCHITECTURES:
+        faults['architecture'] = f"it is a Linux on {facts.get('machine')}"
+    with contextlib.suppress(ValueError):
+        if tuple(int(part) for part in facts.get('release', '').split('-')[0].split('.')[:2]) < OLDEST_KERNEL:
+            faults['OS'] = f"its kernel is {facts['release']}"
+    return faults
 
 
 def _pack(architecture: str) -> None:
@@ -312,6 +355,32 @@ class SshWayIn(WayIn):
         rights = 'root' if self._is_root else f'{self._user}, root by sudo{" without a password" if self._sudo == "free" else ""}'
         return [('platform', f'linux-{architecture}'), ('rights', rights)]
 
+    def survey(self) -> t.Iterator[tuple[str, t.Any]]:
+        """By two scripts for the shell, one of the login user and one of root, which only read; and by looking for other runs."""
+        with steps.step('survey'):
+            begin = time.time()
+            with self._errors('looking at the target'):
+                code, output, errors = self._run(_words(_SURVEY, *self._folders()))
+            text = output.decode('utf-8', 'replace')
+            if code == -1:
+                raise self.error('SD-205', address=self._address, detail='the target closed the connection')
+            if not text.startswith('system '):
+                raise self.error('SD-404', detail=f'its login shell ran no command ({errors.strip()[-200:] or f"exit code {code}"})')
+            yield 'shell', text
+            # The script told the time at its end.
+            yield 'times', (begin, time.time())
+            rights = self.fact(self.look)
+            yield 'root', self._is_root
+            yield 'sudo', self._sudo
+            yield 'rights', rights
+            if not isinstance(rights, SojournError):
+                yield 'filters', self.fact(self._filters)
+                yield 'found', self.fact(self.find)
+
+    def _filters(self) -> str:
+        with self._errors('looking for the firewall'):
+            return self._run(_words(_FILTERS), root=True)[1].decode('utf-8', 'replace')
+
     # Commands
 
     def _run(self, line: str, *, root: bool = False, data: t.Iterable[bytes] = (), timeout: float = ssh_client.ANSWER_SECONDS) -> tuple[int, bytes, str]:
@@ -383,14 +452,9 @@ class SshWayIn(WayIn):
                 self.controller_address = words[0].partition('%')[0]
                 if len(words) == 4:  # sshd(8); roles find the controller by them
                     self.environment = {'SSH_CONNECTION': facts['ssh'], 'SSH_CLIENT': ' '.join((*words[:2], words[3]))}
-            if facts['system'] != 'Linux':
-                raise self.error('SD-404', detail=f"it runs {facts['system']}, not Linux")
-            architecture = ARCHITECTURES.get(facts.get('machine', ''))
-            if architecture is None:
-                raise self.error('SD-404', detail=f"it is a Linux on {facts.get('machine')}")
-            with contextlib.suppress(ValueError):
-                if tuple(int(part) for part in facts.get('release', '').split('-')[0].split('.')[:2]) < OLDEST_KERNEL:
-                    raise self.error('SD-404', detail=f"its kernel is {facts['release']}")
+            for detail in unsupported(facts).values():
+                raise self.error('SD-404', detail=detail)
+            architecture = ARCHITECTURES[facts['machine']]
             step.detail = f'linux-{architecture}'
             return architecture
 

@@ -249,11 +249,14 @@ def test_zeep_talks_to_the_agent_by_the_wsdl_that_it_serves(direct: Direct) -> N
     import zeep
     from lxml import etree
 
-    from ansible_collections.sojourn.deploy.plugins.plugin_utils.channel import _PinnedAdapter
+    class Pinned(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+            super().init_poolmanager(
+                *arguments, **options, ssl_context=direct.credentials.context(), assert_fingerprint=direct.endpoint.fingerprint, assert_hostname=False)
 
     session = requests.Session()
     session.trust_env = session.verify = False
-    session.mount("https://", _PinnedAdapter(direct.endpoint, direct.credentials.context()))
+    session.mount("https://", Pinned())
     address = direct.endpoint.peer.address
     url = f"https://{f'[{address}]' if ':' in address else address}:{direct.ready.port}/?wsdl"
 

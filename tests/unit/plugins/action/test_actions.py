@@ -51,10 +51,49 @@ class TestAgent:
         assert (result["failed"], result["error"]["code"]) == (True, "SD-102")
         assert "'state'" in result["msg"]
 
-    @pytest.mark.parametrize("action", ["agent", "cleanup", "debug_connection", "firewall"])
+    @pytest.mark.parametrize("action", ["agent", "cleanup", "debug_connection", "firewall", "preflight"])
     def test_other_connection(self, run, action: str) -> None:
         result = run(action, None, **({"port": 1} if action == "firewall" else {}))
         assert result["error"]["code"] == "SD-904"
+
+
+class TestPreflight:
+    def check(self, name: str, state: str, error: SojournError | None = None) -> dict[str, Any]:
+        remedy = None if state == "ok" else error.remedy if error else "Wait."
+        code = error.code if error else None
+        return {"check": name, "state": state, "detail": "so it is", "remedy": remedy, "code": code, "error": error.to_dict() if error else None}
+
+    def run(self, run, make_agent, *checks: dict[str, Any], **options: Any) -> dict[str, Any]:
+        agent = make_agent("linux")
+        agent.preflight = lambda **arguments: (agent.calls.append(arguments), list(checks))[1]
+        return {**run("preflight", agent, **options), "calls": agent.calls}
+
+    def test_all_is_well(self, run, make_agent) -> None:
+        result = self.run(run, make_agent, self.check("name", "ok"), self.check("clock", "warning"))
+        assert not result["changed"] and "failed" not in result and result["calls"] == [{"timeout": 3.0, "sign_in": True}]
+        assert [check["state"] for check in result["checks"]] == ["ok", "warning"] and "error" not in result["checks"][0]
+        assert result["table"] == ["ok       name   so it is", "warning  clock  so it is", "                Remedy: Wait."]
+        assert result["msg"] == "Nothing speaks against a deployment to this host: 2 checks, 1 of them with a warning: clock."
+        json.dumps(result)
+
+    @pytest.mark.parametrize(("code", "kind"), [("SD-402", "failed"), ("SD-301", "unreachable")])
+    def test_the_first_failure_is_the_result(self, run, make_agent, code: str, kind: str) -> None:
+        first, second = SojournError(code, what="the agent", user="me", detail="no"), SojournError("SD-306", user="me", detail="no")
+        checks = self.check("name", "ok"), self.check("free space", "failed", first), self.check("SCM rights", "failed", second)
+        result = self.run(run, make_agent, *checks, check=True)
+        assert result[kind] and result["error"]["code"] == code and len(result["checks"]) == 3 and not result["changed"]
+        assert result["msg"].startswith("[web1] preflight, free space: ") and f"({code}) Remedy: {first.remedy}" in result["msg"]
+
+    def test_a_failure_that_is_only_told(self, run, make_agent) -> None:
+        error = SojournError("SD-306", user="me", detail="no")
+        result = self.run(run, make_agent, self.check("SCM rights", "failed", error), fail=False)
+        assert "failed" not in result and "unreachable" not in result and result["error"]["code"] == "SD-306"
+        assert result["msg"].startswith("[web1] preflight, SCM rights: ") and result["msg"].endswith(f"Remedy: {error.remedy}")
+
+    @pytest.mark.parametrize("timeout", [0, 4000, "soon"])
+    def test_bad_timeout(self, run, make_agent, timeout: Any) -> None:
+        result = self.run(run, make_agent, timeout=timeout)
+        assert (result["failed"], result["error"]["code"], result["calls"]) == (True, "SD-102", []) and "'timeout'" in result["msg"]
 
 
 class TestFirewall:
@@ -333,7 +372,7 @@ class TestRecap:
         assert result["failed"] and not shown
 
 
-@pytest.mark.parametrize("name", ["agent", "cleanup", "debug_connection", "firewall", "packages", "recap"])
+@pytest.mark.parametrize("name", ["agent", "cleanup", "debug_connection", "firewall", "packages", "preflight", "recap"])
 def test_documentation_says_what_the_action_takes(name: str) -> None:
     spec = importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.action.{name}").ActionModule.ARGUMENTS
     documented = yaml.safe_load(importlib.import_module(f"ansible_collections.sojourn.deploy.plugins.modules.{name}").DOCUMENTATION)["options"]
