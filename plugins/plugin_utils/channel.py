@@ -240,6 +240,7 @@ class Channel:
         try:
             response = self._pool.request(
                 'POST', '/', body=body, headers=headers, retries=False, redirect=False, assert_same_host=False, preload_content=False, decode_content=False,
+                enforce_content_length=True,  # not so by itself before urllib3 2
                 timeout=urllib3.Timeout(connect=self.endpoint.connection_timeout, read=read_timeout))
             self._reached = True
             self.heard = time.monotonic()
@@ -254,6 +255,8 @@ class Channel:
                 raise part from None
             if isinstance(part, ConnectionLost):
                 raise ConnectionLost(str(part), refused=part.refused, unsent=part.unsent) from None
+            if isinstance(part, urllib3_exceptions.ClosedPoolError):
+                raise ConnectionLost('the channel was closed', unsent=True) from None
         for part in _chain(error):
             text = str(part)
             if isinstance(part, urllib3_exceptions.SSLError) and 'ingerprint' in text:
@@ -495,6 +498,8 @@ class Channel:
                         headers = reader.next()
                         if headers is None:
                             break
+                        if len(attachments) >= 4:
+                            raise mtom.MtomError('the answer has too many parts')
                         attachments[mtom.content_id(headers)] = reader.all(1024)
                     answer = self._fill('PutFile', answer, root, attachments)
                 return answer

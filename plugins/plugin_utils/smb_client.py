@@ -413,8 +413,11 @@ class Client:
         finally:
             file.close()
 
-    def hold_to_check(self, share: str, path: str) -> tuple[t.Any, str]:
-        """A file held open, and its SHA-256 in hex. Until it is closed nobody can write to it, put another in its place or remove it; to run it is possible."""
+    def hold_to_check(self, share: str, path: str, size: int) -> tuple[t.Any, str]:
+        """A file of this size held open, and its SHA-256 in hex; of a longer one, that of as much as tells that it is another.
+
+        Until it is closed nobody can write to it, put another in its place or remove it; to run it is possible.
+        """
         file = self.open(
             share, path, access=open_module.FilePipePrinterAccessMask.GENERIC_READ, disposition=open_module.CreateDisposition.FILE_OPEN,
             options=open_module.CreateOptions.FILE_NON_DIRECTORY_FILE | open_module.CreateOptions.FILE_SEQUENTIAL_ONLY,
@@ -422,7 +425,7 @@ class Client:
         try:
             digest = hashlib.sha256()
             offset = 0
-            while True:
+            while offset <= size:
                 try:
                     piece = file.read(offset, min(WRITE_SIZE, self.connection.max_read_size))
                 except exceptions.EndOfFile:

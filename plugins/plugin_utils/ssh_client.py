@@ -38,7 +38,8 @@ DEFAULT_KEYS = ('~/.ssh/id_ed25519', '~/.ssh/id_ecdsa', '~/.ssh/id_rsa')
 #: Algorithms that one type of host key can sign with.
 _ALGORITHMS = {'ssh-rsa': ('rsa-sha2-512', 'rsa-sha2-256', 'ssh-rsa')}
 #: Of a host that shows its key with a certificate.
-_CERTIFICATE_ALGORITHMS = tuple(f'{name}-cert-v01@openssh.com' for name in (
+_CERTIFICATE = '-cert-v01@openssh.com'
+_CERTIFICATE_ALGORITHMS = tuple(name + _CERTIFICATE for name in (
     'ssh-ed25519', 'ecdsa-sha2-nistp256', 'ecdsa-sha2-nistp384', 'ecdsa-sha2-nistp521', 'rsa-sha2-512', 'rsa-sha2-256'))
 
 
@@ -156,7 +157,7 @@ class Certificate:
         try:
             self._certificate = ssh_serialization.load_ssh_public_identity(f'{kind} {base64.b64encode(blob).decode("ascii")}'.encode('ascii'))
             message.get_string()  # nonce
-            for unused_field in range({'ssh-ed25519': 1, 'ssh-rsa': 2}.get(kind.removesuffix('-cert-v01@openssh.com'), 2)):
+            for unused_field in range({'ssh-ed25519': 1, 'ssh-rsa': 2}.get(kind.removesuffix(_CERTIFICATE), 2)):
                 message.get_string()
             message.get_int64()  # serial
             message.get_int()  # kind
@@ -173,13 +174,22 @@ class Certificate:
             raise CertificateRefused(f'it cannot be read ({error})') from None
 
     def check(self, host: str, now: float) -> None:
-        """Whether it is for this host, and counts now (PROTOCOL.certkeys; ssh-keygen(1), CERTIFICATES). Raises CertificateRefused."""
+        """Whether it is for this host, and counts now (PROTOCOL.certkeys; ssh-keygen(1), CERTIFICATES). Raises CertificateRefused.
+
+        Where versions of OpenSSH differ, as the stricter one: a certificate for any name counts for none, and one for a pattern for no name.
+        """
         certificate = self._certificate
+        if self._signature_type == 'ssh-rsa':  # by SHA-1, which OpenSSH takes from no authority since 8.2
+            raise CertificateRefused('it was signed by way of SHA-1')
+        try:
+            certificate.verify_cert_signature()
+        except (cryptography_exceptions.InvalidSignature, cryptography_exceptions.UnsupportedAlgorithm, ValueError, TypeError):
+            raise CertificateRefused('its signature is wrong') from None
         if certificate.type != ssh_serialization.SSHCertificateType.HOST:
             raise CertificateRefused('it is a certificate of a user, not of a host')
-        principals = [name.decode('utf-8', 'replace').lower() for name in certificate.valid_principals]
-        if principals and not any(fnmatch.fnmatchcase(host.lower(), name.replace('[', '[[]')) for name in principals):
-            raise CertificateRefused(f'it is for {", ".join(principals)}')
+        principals = [name.decode('utf-8', 'replace') for name in certificate.valid_principals]
+        if host.lower() not in principals:
+            raise CertificateRefused(f'it is for {", ".join(principals)}' if principals else 'it names no host')
         if now < certificate.valid_after:
             raise CertificateRefused('it is not valid yet')
         if now >= certificate.valid_before:
@@ -187,12 +197,6 @@ class Certificate:
         if certificate.critical_options:
             names = ', '.join(name.decode('utf-8', 'replace') for name in certificate.critical_options)
             raise CertificateRefused(f'it demands what is not understood ({names})')
-        if self._signature_type == 'ssh-rsa':  # by SHA-1, which OpenSSH takes from no authority since 8.2
-            raise CertificateRefused('it was signed by way of SHA-1')
-        try:
-            certificate.verify_cert_signature()
-        except cryptography_exceptions.InvalidSignature:
-            raise CertificateRefused('its signature is wrong') from None
 
 
 def remember(path: str, name: str, key: t.Any) -> None:
@@ -281,8 +285,8 @@ class Client:
         options.ciphers = sorted(options.ciphers, key=lambda name: 'gcm' not in name)
         wanted = {algorithm for key in known for algorithm in _ALGORITHMS.get(key.type, (key.type,)) if not key.revoked and not key.authority}
         # As OpenSSH does: ask for a key of a type that is known, or a known host would look unknown; before all for one with a certificate.
-        certificates = _CERTIFICATE_ALGORITHMS if any(key.authority for key in known) else ()
-        options.key_types = [*certificates, *sorted(options.key_types, key=lambda name: name not in wanted)]
+        certificates = sorted(_CERTIFICATE_ALGORITHMS, key=lambda name: name.removesuffix(_CERTIFICATE) not in wanted)
+        options.key_types = [*(certificates if any(key.authority for key in known) else ()), *sorted(options.key_types, key=lambda name: name not in wanted)]
         transport.start_client(timeout=max(timeout, ANSWER_SECONDS))
         return transport.get_remote_server_key()
 
@@ -293,8 +297,12 @@ class Client:
         if any(entry.revoked for entry in same):
             raise HostKeyChanged('the key was revoked')
         shown = getattr(key, 'public_blob', None)
+        certificate = None
         if shown is not None:
-            certificate = Certificate(shown.key_blob)
+            # One that cannot be read is by nobody that is known here; the key itself may be.
+            with contextlib.suppress(CertificateRefused):
+                certificate = Certificate(shown.key_blob)
+        if certificate is not None:
             by = [entry for entry in known if entry.key == certificate.authority]
             if any(entry.revoked for entry in by):
                 raise CertificateRefused('the key of who signed it was revoked')

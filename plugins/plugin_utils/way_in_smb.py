@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -457,10 +458,11 @@ class SmbWayIn(WayIn):
     def _check_executable(self, held: contextlib.ExitStack) -> None:
         """What is started with the system's own rights is what was sent, and stays so until it has started."""
         with self._errors('checking the agent'):
+            sent = digest(self._executable)
             pauses = _Pauses(HELD_SECONDS)
             while True:
                 try:
-                    file, there = self._client.hold_to_check(SHARE, rf'{self.name}\agent.exe')
+                    file, there = self._client.hold_to_check(SHARE, rf'{self.name}\agent.exe', os.path.getsize(self._executable))
                     break
                 except exceptions.SMBResponseException as error:
                     if error.status in smb_client.STATUS_NOT_FOUND:
@@ -470,7 +472,7 @@ class SmbWayIn(WayIn):
                     if not pauses.again():
                         raise self.error('SD-408', detail='somebody has it open, and may write to it') from None
         held.callback(self._let_go, file)
-        if there != digest(self._executable):
+        if there != sent:
             raise self.error('SD-408', detail=f'its SHA-256 is {there}')
 
     @staticmethod

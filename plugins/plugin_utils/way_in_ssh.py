@@ -79,9 +79,16 @@ _PLACE = '; '.join((
     'if [ -n "$g" ]; then if [ "$k" -gt 0 ]; then head -c "$k" | gzip -dc > "$g/agent" || : > "$g/agent"; else head -c "$z" > "$g/agent"; fi; '
     'c=`wc -c < "$g/agent"`; '
     'h=`sha256sum < "$g/agent" 2>/dev/null` || h=; h=${h%% *}; '
-    'if [ "$c" -eq "$z" ] && [ -n "$h" ] && [ "$h" != "$x" ]; then rm -rf "$g"; echo "differs $h"; '
-    'elif [ "$c" -eq "$z" ] && chmod 700 "$g/agent"; then echo "size $c"; if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
-    'else rm -rf "$g"; echo "size $c"; fi; fi',
+    'if [ "$c" -eq "$z" ] && [ "${h:-$x}" = "$x" ] && chmod 700 "$g/agent"; then echo "size $c"; '
+    'if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
+    'else rm -rf "$g"; if [ "$c" -eq "$z" ]; then echo "differs $h"; else echo "size $c"; fi; fi; fi',
+))
+#: Runs as root what another user has placed: a copy that only root can write to, and only if it is what was sent. $1 is the folder, $2 the SHA-256.
+_LAUNCH = '; '.join((
+    'LC_ALL=C', 'export LC_ALL', 'umask 077', 'f=$1/agent',
+    'chown 0 "$1" && chmod 700 "$1" && cp "$f" "$f.own" && mv -f "$f.own" "$f" && chmod 700 "$f" || exit 1',
+    'h=`sha256sum < "$f" 2>/dev/null` || h=', 'h=${h%% *}',
+    'if [ "${h:-$2}" = "$2" ]; then exec "$f" launch; fi', 'echo "differs $h" >&2', 'exit 1',
 ))
 #: Whose agent is there: the other session may be between making the folder and writing its name into it.
 _WHOSE = 'i=0; while [ "$i" -lt 50 ]; do if [ -s "$1" ]; then cat "$1"; break; fi; sleep 0.1; i=$((i+1)); done'
@@ -196,6 +203,7 @@ class SshWayIn(WayIn):
         self._unpacks = False
         self._folder = ''
         self._launched = False
+        self._executable = ''
         #: Where the host's key is looked for, under which names, and what was found there.
         self._user_file = target.known_hosts or ssh_client.USER_KNOWN_HOSTS[0]
         self._known_files = (*((target.known_hosts,) if target.known_hosts else ssh_client.USER_KNOWN_HOSTS), *ssh_client.SYSTEM_KNOWN_HOSTS)
@@ -463,7 +471,7 @@ class SshWayIn(WayIn):
         far = self.connect_seconds > FAR_SECONDS
         if far:  # while the target is looked at: most are of this kind
             threading.Thread(target=_pack, args=('amd64',), name='packing', daemon=True).start()
-        executable = agent_executable('linux', self._look(), host=self.target.host)
+        self._executable = executable = agent_executable('linux', self._look(), host=self.target.host)
         if not self._is_root and self._sudo != 'free':
             with self._errors('becoming root'):
                 self._run('true', root=True)  # before anything is placed
@@ -534,6 +542,8 @@ class SshWayIn(WayIn):
             code, output, errors = self._launch(config)
             if not output.strip():
                 detail = (errors.strip().splitlines() or [f'it ended with exit code {code} and no answer'])[-1]
+                if detail.startswith('differs '):
+                    raise self.error('SD-408', detail=f'its SHA-256 is {detail.removeprefix("differs ")}')
                 if 'No such file' in detail or 'not found' in detail:
                     detail += '; an antivirus may have removed it'
                 raise self.error('SD-406', detail=detail)
@@ -544,7 +554,7 @@ class SshWayIn(WayIn):
     def _launch(self, config: Config) -> tuple[int, bytes, str]:
         command, self._placing = self._placing, None
         if command is None:
-            line = _words('exec "$1/agent" launch', self._folder)
+            line = _words(_LAUNCH, self._folder, digest(self._executable))
             return self._run(line, root=True, data=[config.to_json()], timeout=START_SECONDS + 15)
         before = command.output.rfind(b'\n') + 1
         command.write(config.to_json())

@@ -247,6 +247,6 @@ def leftovers() -> list[str]:
     found += [f"mount {place}" for place in places if place.startswith((f"{STATE}/", str(cache.folder())))]
     interfaces = [path.name for path in Path("/sys/class/net").iterdir()]
     found += [f"interface {name}" for name in interfaces if re.fullmatch(r"(linux|windows|dc)\d+|controller|stranger", name)]
-    found += [f"control group {path}" for group in cgroups() for path in [group, *group.rglob("*")] if path.is_dir()]
+    found += [f"control group {path}" for group in cgroups() for path in [group, *group.glob("*")] if path.is_dir()]
     found += [f"folder {STATE}"] if STATE.exists() else []
     return found

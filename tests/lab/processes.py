@@ -180,7 +180,10 @@ def remove_cgroups(*names: str) -> None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             # A process on its way out is listed no more, while its group can't be removed yet: so it is the group that tells.
-            folders = sorted((p for p in group.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
+            try:
+                folders = sorted((p for p in group.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts))
+            except FileNotFoundError:  # one went while it was looked at
+                return False
             for path in [*folders, group]:
                 with contextlib.suppress(OSError):
                     path.rmdir()

@@ -258,7 +258,7 @@ class Archive:
 
         ``told``: where it will be told. Where that takes a while, it has by then pages of its own.
         """
-        if not select.select([told], [], [], UNHURRIED)[0]:
+        if not comes(told, UNHURRIED):
             self.own.take(told)
         for unused_module, code, file, unused_content in self.loaded.values():
             _imp._fix_co_filename(code, PLACE + '/' + file + '/')
@@ -301,24 +301,45 @@ class Pages:
                     elif not words[0].endswith(':'):
                         start, stop = (int(word, 16) for word in words[0].split('-'))
                         size = stop - start if words[1].startswith('rw-p') and '[stack]' not in words else 0
-        except (ImportError, OSError, ValueError, IndexError, AttributeError):
+        except Exception:  # where ctypes cannot be had, or cannot work, it is done without
             self._areas = []
 
     def take(self, told):
         """In a forked process: makes them its own, until it is told what to do. Where memory is short it leaves them."""
-        size = sum(size for unused_start, size in self._areas)
         try:
-            with open('/proc/meminfo') as file:
-                free = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable:'))
+            if available() < sum(size for unused_start, size in self._areas) * SPARE_MEMORY:
+                return
         except (OSError, StopIteration, ValueError, IndexError):
-            return
-        if free < size * SPARE_MEMORY:
             return
         for start, size in self._areas:
             for offset in range(0, size, AT_ONCE):
                 # Kernels before 5.14 do not know it.
-                if select.select([told], [], [], 0)[0] or self._advise(start + offset, min(AT_ONCE, size - offset), POPULATE_WRITE):
+                if comes(told, 0) or self._advise(start + offset, min(AT_ONCE, size - offset), POPULATE_WRITE):
                     return
+
+
+def available():
+    """Bytes of memory that this process and others may still have: the target's, and what its control groups (of version 2) leave."""
+    with open('/proc/meminfo') as file:
+        free = next(int(line.split()[1]) * 1024 for line in file if line.startswith('MemAvailable:'))
+    with open('/proc/self/cgroup') as file:
+        group = next((line[3:].strip() for line in file if line.startswith('0::/')), '/')
+    while group != '/':
+        try:
+            with open('/sys/fs/cgroup' + group + '/memory.max') as most, open('/sys/fs/cgroup' + group + '/memory.current') as now:
+                limit, taken = most.read().strip(), int(now.read())
+            free = free if limit == 'max' else min(free, int(limit) - taken)
+        except OSError:
+            pass
+        group = os.path.dirname(group)
+    return free
+
+
+def comes(descriptor, seconds):
+    """Whether there is something to be read, or will be within that time."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def exchanged(code, old, new):

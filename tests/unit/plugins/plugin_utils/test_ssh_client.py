@@ -128,12 +128,12 @@ class Authority:
 @pytest.mark.parametrize(("kind", "by"), [("ed25519", "ed25519"), ("ecdsa", "ed25519"), ("rsa", "ecdsa"), ("ed25519", "rsa")])
 def test_a_host_that_an_authority_knows(tmp_path: Path, kind: str, by: str) -> None:
     authority = Authority(tmp_path, by)
-    shown = authority.sign(kind, "-n", "WEB1.example,fd73::1", "-V", "-1h:+1h")
+    shown = authority.sign(kind, "-n", "web1.example,fd73::1", "-V", "-1h:+1h")
     authority.check(shown, f"@cert-authority *.example {authority.key}")
+    authority.check(shown, f"@cert-authority *.example {authority.key}", address="WEB1.example")
     authority.check(shown, f"@cert-authority [web1.example]:2222 {authority.key}", port=2222)
     authority.check(shown, f"@cert-authority * {authority.key}", address="fd73::1")
-    authority.check(authority.sign(kind), f"@cert-authority * {authority.key}")  # for any name, for ever
-    authority.check(authority.sign(kind, "-n", "*.example"), f"@cert-authority * {authority.key}")
+    authority.check(authority.sign(kind, "-n", "web1.example"), f"@cert-authority * {authority.key}")  # for ever
 
 
 @needs_openssh
@@ -142,10 +142,13 @@ def test_a_host_that_an_authority_knows(tmp_path: Path, kind: str, by: str) -> N
     [
         (["-n", "web2.example"], True, "it is for web2.example"),
         (["-n", "example,web1.example.org"], True, "it is for example, web1.example.org"),
-        (["-V", "-2h:-1h"], True, "expired"),
-        (["-V", "+1h:+2h"], True, "not valid yet"),
+        ([], True, "it names no host"),
+        (["-n", "*.example"], True, "it is for *.example"),
+        (["-n", "WEB1.example"], True, "it is for WEB1.example"),
+        (["-n", "web1.example", "-V", "-2h:-1h"], True, "expired"),
+        (["-n", "web1.example", "-V", "+1h:+2h"], True, "not valid yet"),
         (["-n", "web1.example"], False, "of a user"),
-        (["-O", "critical:unheard-of@example=x"], True, "unheard-of@example"),
+        (["-n", "web1.example", "-O", "critical:unheard-of@example=x"], True, "unheard-of@example"),
     ],
 )
 def test_a_certificate_that_does_not_count(tmp_path: Path, options: list[str], host: bool, why: str) -> None:
@@ -177,6 +180,14 @@ def test_a_certificate_of_another_authority_or_forged(tmp_path: Path) -> None:
     shown.public_blob.key_blob = shown.public_blob.key_blob.replace(theirs, ours)
     with pytest.raises(CertificateRefused, match="signature"):
         authority.check(shown, f"@cert-authority * {authority.key}")
+    # A signature that is none, and what cannot be read: the key itself may be known all the same.
+    damaged = authority.sign("ed25519", "-n", "web1.example")
+    blob = damaged.public_blob.key_blob
+    damaged.public_blob.key_blob = blob[:-1] + bytes([blob[-1] ^ 1])
+    with pytest.raises(CertificateRefused, match="signature"):
+        authority.check(damaged, f"@cert-authority * {authority.key}")
+    damaged.public_blob.key_blob = blob[:40]
+    authority.check(damaged, f"@cert-authority * {authority.key}\nweb1.example {(tmp_path / 'host.pub').read_text()}")
     for length in (0, 40, 150, len(shown.public_blob.key_blob) - 1):
         shown.public_blob.key_blob = shown.public_blob.key_blob[:length]
         with pytest.raises((CertificateRefused, HostKeyUnknown)):
@@ -242,7 +253,7 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     full.touch()
     writable.mkdir()
     executable = b"#!/bin/sh\necho \"$1 with `cat`\"\n"
-    words = [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", str(len(executable))]
+    words = [shutil.which(shell) or shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", str(len(executable))]
     packed = gzip.compress(executable)
     digest = hashlib.sha256(executable).hexdigest()
 
@@ -278,6 +289,31 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     assert place(writable, data=executable + b"the config", PATH=str(no_tools))[1:] == [f"size {len(executable)}", *launched]
     shutil.rmtree(folder)
     assert place("", HOME=str(tmp_path))[0] == f"folder {tmp_path}/sojourn-1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives the file to root")
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_launching_script(tmp_path: Path, shell: str) -> None:
+    """What another user has placed is run by root as a copy, which that user, having it open, cannot write to."""
+    executable = b"#!/bin/sh\necho \"$1 with `cat`\"\n"
+    file = tmp_path / "agent"
+    digest = hashlib.sha256(executable).hexdigest()
+
+    def launch(content: bytes) -> tuple[str, str]:
+        tmp_path.chmod(0o755)
+        file.write_bytes(content)
+        for path in (tmp_path, file):
+            os.chown(path, 65534, 65534)
+        with file.open("r+b") as held:
+            command = [*(["busybox", "sh"] if shell == "busybox" else [shell]), "-c", way_in_ssh._LAUNCH, "sh", str(tmp_path), digest]
+            done = subprocess.run(command, input="the config", capture_output=True, text=True, check=False)
+            assert os.fstat(held.fileno()).st_ino != file.stat().st_ino
+        assert [(path.stat().st_uid, path.stat().st_mode & 0o777) for path in (tmp_path, file)] == [(0, 0o700)] * 2
+        return done.stdout, done.stderr
+
+    assert launch(executable) == ("launch with the config\n", "")
+    other = executable.replace(b"with", b"WITH")
+    assert launch(other) == ("", f"differs {hashlib.sha256(other).hexdigest()}\n")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
