@@ -290,6 +290,8 @@ def _asked(lines: list[str]) -> dict[str, str]:
 def _units(lines: list[str]) -> Iterator[tuple[str, str]]:
     for line in lines:
         name, load, active, sub = line.split()[:4]
+        if name.endswith(".timer") and sub == "running":
+            sub = "waiting"  # it has just gone off, as systemd-tmpfiles-clean.timer does a quarter of an hour after the boot
         if not _OWN_UNITS.fullmatch(name):
             yield name, f"{load} {active} {sub}"
 

@@ -40,7 +40,7 @@ def test_tests_that_the_page_on_trust_names_are_there() -> None:
             if word.startswith("test_"):
                 (path,) = (ROOT / "tests").rglob(f"{word}.py")
                 text = path.read_text(encoding="utf-8")
-            elif word.startswith("Test"):
+            elif word.startswith(("Test", "Fuzz")):
                 named += 1
                 assert f"func {word}(" in agents, word
             else:
