@@ -29,12 +29,10 @@ if result.scan_status != ServerScanStatusEnum.COMPLETED:
     issues["scan"] = str(result.connectivity_error_trace or result.scan_status)
 else:
     try:
-        check_server_against_tls_configuration(result, MozillaTlsConfiguration.get(TlsConfigurationEnum.MODERN))
+        check_server_against_tls_configuration(result, MozillaTlsConfiguration.get(TlsConfigurationEnum.MOZILLA_MODERN))
     except ServerNotCompliantWithTlsConfiguration as error:
         issues = error.issues
     scanned = result.scan_result
-    if scanned.tls_1_3_early_data.result.supports_early_data:
-        issues["early data"] = "accepted"
     suites = [suite.cipher_suite.name for suite in scanned.tls_1_3_cipher_suites.result.accepted_cipher_suites]
     print(json.dumps({"issues": issues, "suites": suites}))
     sys.exit()

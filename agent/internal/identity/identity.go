@@ -64,8 +64,10 @@ func (i *Identity) Server(client [sha256.Size]byte) *tls.Config {
 		Certificates: []tls.Certificate{i.certificate},
 		MinVersion:   tls.VersionTLS13,
 		MaxVersion:   tls.VersionTLS13,
-		ClientAuth:   tls.RequireAnyClientCert, // there is no CA: the pin below decides
-		NextProtos:   []string{"http/1.1"},
+		// Go's own but for P-521, which it has for who insists on it, and the strictest of Mozilla's configurations has not.
+		CurvePreferences: []tls.CurveID{tls.X25519MLKEM768, tls.X25519, tls.CurveP256, tls.CurveP384},
+		ClientAuth:       tls.RequireAnyClientCert, // there is no CA: the pin below decides
+		NextProtos:       []string{"http/1.1"},
 		// No tickets: each connection shows its certificate anew. VerifyConnection would be called on resumption too.
 		SessionTicketsDisabled: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
