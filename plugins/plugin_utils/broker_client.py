@@ -120,6 +120,8 @@ def _spawn(folder: str, owner_pid: int) -> None:
     reader, writer = os.pipe()
     try:
         environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)}
+        # Threads come and go in it, one for each call: with an arena for each (glibc's way) its memory only grows, though nothing is lost.
+        environment['MALLOC_ARENA_MAX'] = '2'
         program = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'broker_start.py')
         # -P: the folder of plugin_utils must not come first in sys.path, its modules have common names.
         # A session of its own: a worker that ends kills its process group (ansible-core's WorkerProcess).
