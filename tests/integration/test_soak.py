@@ -46,13 +46,13 @@ STILLBORN_AFTER = 3
 # Longest that any call may take.
 PATIENCE = 120
 
-# The broker's memory goes up in steps of up to 10 MB, whenever something is done for the first time (an agent packed for a target that seems far:
-# 10 MB of buffers), and as malloc keeps what it once had; and it goes up and down by as much. What leaks raises it all the time: so it is judged
-# whether the least of every 25 cycles is more than that of the 25 before, each of the last four times. 40 kB a cycle would be too much.
+# The broker's memory goes up in steps of up to 9 MB, of which the cause is not known (to pack an agent makes 3), and down again by as much. So the
+# least of every 25 cycles may not rise each of the last four times: 40 kB a cycle would be too much. That alone would miss a leak with one
+# step down in it, so there is a bound for all of the run as well: with two arenas of malloc it was 9.6 and 9.5 MB on Linux, 2.3 on Windows, and
+# 110 kB a cycle would be beyond it.
 BROKER_MEMORY = 1 << 20
 RISES = 4
-# And in all, whatever it is.
-BROKER_MEMORY_IN_ALL = 32 << 20
+BROKER_MEMORY_IN_ALL = 16 << 20
 LOG_A_CYCLE = 2048
 # Descriptors of the broker: a connection that broke off is closed when Python comes to collect what held it, which is in its own time. In 200
 # cycles there are up to three of those at once; one that is lost in every fortieth cycle would be too many.
@@ -368,15 +368,17 @@ def steady_growth(least: list[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("least", "steady"),
+    ("least", "grown"),
     [
-        ([36.3, 52.0, 53.9, 58.3, 58.5, 58.7], False), ([32.9, 39.3, 39.6, 37.9, 41.8, 51.1], False), ([31.2, 31.4, 31.5, 34.5, 40.6, 40.8], False),
+        ([36.3, 52.0, 53.9, 58.3, 58.5, 58.7], True), ([32.9, 39.3, 39.6, 37.9, 41.8, 51.1], True), ([31.2, 31.4, 31.5, 34.5, 40.6, 40.8], False),
         ([34.8, 36.8, 36.2, 36.2, 36.9, 38.0], False), ([36.3, 37.5, 38.7, 39.9, 41.1, 42.3], True), ([30.0, 52.0, 54.7, 57.4, 60.1, 70.2], True),
+        ([32.1, 37.8, 43.5, 42.5, 45.2, 48.9], True), ([32.1, 39.8, 40.9, 41.3, 41.4, 41.6], False),
     ],
 )  # fmt: skip
-def test_a_leak_is_told_from_steps(least: list[float], steady: bool) -> None:
-    """As brokers really had it in MB; and two that leak 48 and 110 kB a cycle."""
-    assert (steady_growth([int(value * 1048576) for value in least]) >= BROKER_MEMORY) is steady
+def test_a_leak_is_told_from_steps(least: list[float], grown: bool) -> None:
+    """As brokers really had it in MB, the first two with as many arenas as malloc wants; and three that leak 48 and 110 kB a cycle."""
+    figures = [int(value * 1048576) for value in least]
+    assert (steady_growth(figures) >= BROKER_MEMORY or figures[-1] - figures[0] >= BROKER_MEMORY_IN_ALL) is grown
 
 
 def _more_open(now: Process, then: Process, allowed: int = 0) -> bool:
