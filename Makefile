@@ -11,7 +11,7 @@ INSTALLED := $(COLLECTIONS)/ansible_collections/sojourn/deploy
 LAB := $(BIN)/python tests/lab/lab.py
 # What the tarball is made of: a change in it builds it anew.
 SHIPPED := $(shell git ls-files --cached --others --exclude-standard -- agent changelogs docs meta playbooks plugins roles \
-                   bindep.txt galaxy.yml LICENSE README.md requirements.txt)
+                   bindep.txt galaxy.yml LICENSE README.md requirements.lock requirements.txt)
 AGENTS := $(addprefix agent/dist/sojourn-agent-,windows-amd64.exe windows-arm64.exe linux-amd64 linux-arm64)
 
 export PATH := $(BIN):$(PATH)
@@ -27,18 +27,34 @@ help: ## what can be made
 machine:
 	@scripts/prepare-machine
 
-$(VENV)/.installed: requirements.txt tests/requirements.txt | machine
+# What is built and tested with is what the lock files say, to the byte; `make lock` renews them from the requirements files.
+PINNED := $(BIN)/pip install --quiet --require-hashes --requirement
+
+$(VENV)/.installed: tests/requirements.lock tests/requirements-pip.lock | machine
 	@echo "==> virtual environment"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --upgrade pip
-	@$(BIN)/pip install --quiet --requirement requirements.txt --requirement tests/requirements.txt
+	@$(PINNED) tests/requirements-pip.lock
+	@$(PINNED) $<
 	@touch $@
 
 # What the tests of existing Kerberos tickets need beside it is compiled here.
-$(VENV)/.kerberos: tests/requirements-kerberos.txt $(VENV)/.installed
+$(VENV)/.kerberos: tests/requirements-kerberos.lock $(VENV)/.installed
 	@scripts/prepare-machine kerberos
-	@$(BIN)/pip install --quiet --requirement tests/requirements-kerberos.txt
+	@$(PINNED) $<
 	@touch $@
+
+# Two ends of one circle: what makes the lock files is locked too.
+$(VENV)/.pins: tests/requirements-pins.lock $(VENV)/.installed
+	@$(PINNED) $<
+	@touch $@
+
+.PHONY: lock
+lock: $(VENV)/.pins ## the lock files anew, by the requirements files and what PyPI has today
+	@scripts/lock $(BIN)/uv
+
+.PHONY: audit
+audit: $(VENV)/.pins ## known vulnerabilities of what is locked, where their databases can be asked; needs the internet, and is no part of `make test`
+	@$(BIN)/python scripts/audit "$$(scripts/find-go $(VENV))"
 
 .PHONY: venv
 venv: $(VENV)/.installed ## the virtual environment with everything in it
@@ -64,9 +80,11 @@ $(TARBALL): $(AGENTS) $(SHIPPED) | $(VENV)/.installed
 .PHONY: collection
 collection: $(TARBALL) ## the collection's tarball, into build
 
+# Compiled, as it is for whoever has used it once: every broker and every worker of every test would do it anew, a tenth of its time.
 $(INSTALLED)/MANIFEST.json: $(TARBALL)
 	@rm -rf $(INSTALLED)
 	@$(BIN)/ansible-galaxy collection install --force --offline --collections-path $(COLLECTIONS) $(TARBALL) >/dev/null
+	@$(BIN)/python -m compileall -q $(INSTALLED)/plugins
 	@touch $@
 
 .PHONY: install

@@ -12,7 +12,8 @@
 //
 // The way in makes a folder, puts the executable there and starts it. The agent makes a key pair in memory, takes the first
 // free port of the config's range, admits the controller's addresses to that port in whatever filters the target's input,
-// and answers with its certificate (ready). From then on it speaks SOAP 1.1 over TLS 1.3 with the one client whose
+// and answers with its certificate (ready). Tunnelled, it waits on the loopback, or on Windows behind a named pipe, to which
+// the way in leads, and leaves the firewall alone. From then on it speaks SOAP 1.1 over TLS 1.3 with the one client whose
 // certificate's SHA-256 the config holds; everybody else gets a failed handshake.
 //
 // It lives as long as its lease is renewed. At the lease's end, after a Shutdown, and when the service manager stops it, it
@@ -36,6 +37,8 @@
 //
 //	api                 the contracts: deploy.wsdl and errors.json, embedded as they are
 //	internal/service    the service on each system; start and removal
+//	internal/ownership  who may look into its folder
+//	internal/tunnel     where a tunnelled agent waits for its client
 //	internal/agent      from the first port tried to the last rule closed
 //	internal/deploy     HTTP, and the operations of the WSDL
 //	internal/soap       envelopes to structs and back

@@ -477,10 +477,13 @@ class ActionModule(AgentAction):
             self._note_diff(before.version, after.version if after else self.identity.version)
 
     def _explain(self, outcome: return_codes.Outcome) -> str:
-        """The code's meaning; where the table has none, the last line that the installer wrote to its standard error."""
+        """The code's meaning; where the table has none, the last line that the installer wrote to its standard error.
+
+        That is output, which a task with no_log keeps to itself: this sentence also goes into the ledger, and so perhaps into the next run's.
+        """
         known = return_codes.normal_code(self.result['exit_code']) in self.table
         last = [line for line in self.result['stderr'].splitlines() if line.strip()][-1:]
-        return outcome.meaning if known or not last else last[0].strip()[:300]
+        return outcome.meaning if known or not last or self._task.no_log else last[0].strip()[:300]
 
     def _lacking(self, after: package_database.Installed | None) -> str | None:
         """What shows that the package is not there, although its installer reported success."""

@@ -11,7 +11,7 @@ type: aggregate
 author:
   - The sojourn.deploy authors (@sojourn)
 short_description: Wait for the clean-up at the end of a run, and print it
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Takes the agents off all targets as the last thing of a run, waits until nothing of them is left, and prints what was removed from which host.
   - It does so at the regular end, when the run is interrupted (Ctrl-C), and when C(ansible-playbook) is terminated (SIGTERM).
@@ -20,8 +20,9 @@ description:
   - Without this plugin the clean-up is the same, but it goes on after C(ansible-playbook) has ended. In a container whose first process is
     C(ansible-playbook), as in an execution environment, that is too late - everything there ends with that process, and the agents
     remove themselves only when their lease is over. Enable this plugin there.
-  - It makes runs faster as well. The connection plugins are loaded once, and not again by the worker of each task on each host, as Ansible
-    does with its own; and modules are packed for the target beside the first tasks.
+  - It makes runs faster as well. The broker is started, and loads its libraries, while Ansible prepares the first task. The connection
+    plugins are loaded once, and not again by the worker of each task on each host, as Ansible does with its own; and modules are packed for
+    the target beside the first tasks.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
 requirements:
   - enable it in the configuration, C(callbacks_enabled) in section C([defaults]), or C(ANSIBLE_CALLBACKS_ENABLED=sojourn.deploy.lifecycle)
@@ -40,6 +41,11 @@ from ansible.plugins.loader import connection_loader
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client, ledger, module_cache
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import WAYS_IN
+
+_CONNECTION = 'sojourn.deploy.'
+#: Hosts of a play that are looked at for whether it needs the broker: their variables cost time, and most plays have one kind of connection.
+LOOKED_AT = 3
 
 
 class CallbackModule(CallbackBase):
@@ -63,7 +69,7 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
         """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
         self._ended = self._began = False
-        for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb'):
+        for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb', 'sojourn.deploy.winrm'):
             connection_loader.get(name, class_only=True)
         self._tell_earlier()
         before = signal.getsignal(signal.SIGTERM)
@@ -82,7 +88,11 @@ class CallbackModule(CallbackBase):
         signal.signal(signal.SIGTERM, terminated)
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
-        """Has the play's modules packed."""
+        """Has the broker started, if the play will need it, and the play's modules packed."""
+        way_in = _way_in(play)
+        if way_in is not None:
+            broker_client.start_early(self._run, way_in)
+        module_cache.prepare()
         self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
         pid = module_cache.fill(play)
         if pid is not None:
@@ -158,6 +168,18 @@ class CallbackModule(CallbackBase):
             # A signal came in the middle of another line, or nobody reads any more: the clean-up must not fail of that.
             with contextlib.suppress(OSError):
                 os.write(1, f'{text}\n'.encode())
+
+
+def _way_in(play: t.Any) -> str | None:
+    """The way in of the first of a play's first hosts that has a connection of ours, as far as is known before the tasks. None: there is none, or who knows."""
+    with contextlib.suppress(Exception):  # a guess: whatever is wrong with a play, or its variables, Ansible tells
+        variables = play.get_variable_manager()
+        for host in variables._inventory.get_hosts(play.hosts)[:LOOKED_AT]:
+            connection = variables.get_vars(play=play, host=host).get('ansible_connection') or play.connection
+            way_in = str(connection).removeprefix(_CONNECTION)
+            if way_in in WAYS_IN and str(connection) != way_in:
+                return way_in
+    return None
 
 
 def _line(row: t.Mapping[str, t.Any]) -> str:

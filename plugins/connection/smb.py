@@ -17,7 +17,9 @@ description:
   - The host needs port 445 open and nothing else. Neither WinRM, nor OpenSSH, nor Python has to be there.
   - The agent is a service of LocalSystem, and B(tasks run as LocalSystem), not as O(remote_user). Use C(become) with C(runas) for another account.
   - Without O(password), the Kerberos ticket in the controller's cache is used (C(kinit)); this needs C(pyspnego[kerberos]).
-  - SMB 3.1.1 with encryption is required, which every supported Windows has.
+  - SMB 3.1.1 is required, and encryption with it (see O(smb_encryption)), which every supported Windows has.
+  - O(remote_user) is C(user) or C(.\user) for an account of the target's own, C(user@REALM) or C(DOMAIN\user) for one of a domain. docs/windows.md says what
+    is sent for each.
 extends_documentation_fragment:
   - sojourn.deploy.connection
 options:
@@ -31,6 +33,34 @@ options:
       - name: ansible_sojourn_port
     keyword:
       - name: port
+  ntlm_fallback:
+    description:
+      - Whether an account of a domain (C(user@REALM), or C(DOMAIN\user) where C(krb5.conf) knows the domain) that has a password may sign in by NTLM
+        where Kerberos fails. Without it, nothing but Kerberos is tried for it.
+      - Accounts of the target's own (C(user), C(.\user), C(HOST\user)) have no Kerberos, and go by NTLM in any case.
+    type: boolean
+    default: false
+    ini:
+      - section: sojourn
+        key: ntlm_fallback
+    env:
+      - name: SOJOURN_NTLM_FALLBACK
+    vars:
+      - name: ansible_sojourn_ntlm_fallback
+  smb_encryption:
+    description:
+      - Whether a target that offers no SMB encryption is refused. With V(false), what goes over the way in to such a target, the agent's executable and its
+        certificate, is signed and can be read on the wire. No password is part of that. Where encryption is offered, it is used in any case.
+      - Signing cannot be turned off.
+    type: boolean
+    default: true
+    ini:
+      - section: sojourn
+        key: smb_encryption
+    env:
+      - name: SOJOURN_SMB_ENCRYPTION
+    vars:
+      - name: ansible_sojourn_smb_encryption
 notes:
   - The shell is PowerShell. With C(ansible_shell_type=cmd) it is the command prompt; modules need PowerShell all the same.
 """
@@ -72,6 +102,10 @@ class Connection(AgentConnection):
         self._shell_type = 'powershell'
         super().__init__(*args, **kwargs)
 
+    def extra_options(self) -> dict[str, t.Any]:
+        """Options that only SMB has."""
+        return {'ntlm_fallback': self.get_option('ntlm_fallback'), 'smb_encryption': self.get_option('smb_encryption')}
+
     def is_pipelining_enabled(self, wrap_async: bool = False) -> bool:
         """Always: a Windows module is one command with all it needs on its standard input, asynchronous ones too."""
         return True
@@ -81,7 +115,7 @@ class Connection(AgentConnection):
 
     def _run(self, command: str, data: bytes | None, sudoable: bool) -> tuple[int, bytes, bytes]:
         display.vvv(f'EXEC {command if len(command) < 200 else command[:200] + "..."}', host=self.host_name)
-        code, output, errors = self._finish(self.agent.execute(command_line=self._command_line(plain(command)), input_data=data))
+        code, output, errors = self._finish(self.agent.execute(command_line=self._command_line(plain(command)), input_data=data, may_outlive=True))
         return code, output, without_clixml(errors)
 
     def _command_line(self, command: str) -> str:

@@ -17,14 +17,16 @@ description:
   - Commands run as O(remote_user), and files are read and written with that user's rights, unless a task has C(become).
   - With neither O(password) nor O(private_key_file), the keys of the SSH agent and the default keys in C(~/.ssh) are tried.
   - Host keys are checked against the C(known_hosts) files as OpenSSH has them, with hashed names, ports, C(@cert-authority) and C(@revoked).
+  - OpenSSH's own settings (C(~/.ssh/config), C(/etc/ssh/ssh_config)) count, jump hosts included, and the inventory before them.
+    Where the controller has OpenSSH's client, it is asked for them. Which settings that are is in C(docs/ssh.md).
 extends_documentation_fragment:
   - sojourn.deploy.connection
 options:
   port:
     description:
       - Port of the SSH server.
+      - Without it, what OpenSSH's settings say; else 22.
     type: integer
-    default: 22
     ini:
       - section: defaults
         key: remote_port
@@ -39,14 +41,34 @@ options:
   become_password:
     description:
       - Password for C(sudo) on the way to the agent's start; without it, O(password).
+      - With O(root_method=su), root's own password.
+      - C(ansible_sojourn_root_password) says it where C(ansible_become_password) is that of tasks, which become another user by another password.
     type: string
     env:
       - name: ANSIBLE_BECOME_PASS
       - name: ANSIBLE_SUDO_PASS
+      - name: ANSIBLE_SU_PASS
     vars:
       - name: ansible_become_password
       - name: ansible_become_pass
       - name: ansible_sudo_pass
+      - name: ansible_su_pass
+      - name: ansible_sojourn_root_password
+  root_method:
+    description:
+      - How O(remote_user) becomes root on the way to the agent's start. Where C(sudo) asks for no password, it is taken in any case.
+      - Any other value than V(su), such as C(ansible_become_method) may have for tasks, stands for V(sudo).
+      - Where C(sudo) is not installed and there is a O(become_password), V(su) is taken.
+    type: string
+    default: sudo
+    ini:
+      - section: sojourn
+        key: root_method
+    env:
+      - name: SOJOURN_ROOT_METHOD
+    vars:
+      - name: ansible_become_method
+      - name: ansible_sojourn_root_method
   private_key_file:
     description:
       - File with the private key to sign in with. A certificate beside it (C(-cert.pub)) is used too.
@@ -109,6 +131,58 @@ options:
       - name: SOJOURN_HOST_KEY_AUTO_ADD
     vars:
       - name: ansible_sojourn_host_key_auto_add
+  config_file:
+    description:
+      - File with OpenSSH's settings, in the place of C(~/.ssh/config) and C(/etc/ssh/ssh_config). V(none) for no file at all.
+    type: string
+    ini:
+      - section: sojourn
+        key: config_file
+    env:
+      - name: SOJOURN_CONFIG_FILE
+    vars:
+      - name: ansible_sojourn_config_file
+  ssh_args:
+    description:
+      - Arguments as for C(ssh), which count before all else; C(-F), C(-J), C(-o), C(-i), C(-l), C(-p), C(-4) and C(-6) are followed.
+      - What makes no difference here (C(-C), C(ControlPersist) and the like) is taken as well. Any other argument is refused by its name.
+    type: string
+    default: ''
+    ini:
+      - section: ssh_connection
+        key: ssh_args
+    env:
+      - name: ANSIBLE_SSH_ARGS
+    vars:
+      - name: ansible_ssh_args
+  ssh_common_args:
+    description:
+      - The same, after what the inventory says and before the files, such as C(-J bastion) or C(-o ProxyJump=bastion).
+    type: string
+    default: ''
+    ini:
+      - section: ssh_connection
+        key: ssh_common_args
+    env:
+      - name: ANSIBLE_SSH_COMMON_ARGS
+    vars:
+      - name: ansible_ssh_common_args
+    cli:
+      - name: ssh_common_args
+  ssh_extra_args:
+    description:
+      - The same, after O(ssh_common_args).
+    type: string
+    default: ''
+    ini:
+      - section: ssh_connection
+        key: ssh_extra_args
+    env:
+      - name: ANSIBLE_SSH_EXTRA_ARGS
+    vars:
+      - name: ansible_ssh_extra_args
+    cli:
+      - name: ssh_extra_args
   remote_folders:
     description:
       - Absolute paths of folders on the target, of which the first that is writable and not mounted C(noexec) holds the agent's folder.
@@ -162,9 +236,11 @@ EXAMPLES = r"""
 #       ansible_host: 2001:db8::17
 #       ansible_user: root
 #       ansible_password: "{{ vault_web1_password }}"
+#     db1:  # behind a jump host
+#       ansible_connection: sojourn.deploy.ssh
+#       ansible_ssh_common_args: -J bastion.example.com
 """
 
-import getpass
 import typing as t
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
@@ -173,11 +249,14 @@ from ansible.utils.display import Display
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Input, Overdue
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import AgentConnection, fits_xml, plain
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import LOGIN_USER
 
 display = Display()
 
 #: Seconds beyond connection_timeout for sudo, or its like, to ask for the password or to begin the command; Ansible's own ssh waits as long.
 MORE_FOR_BECOME = 2.0
+#: Become methods that ask and listen by the standard streams where there is no terminal; any other is given one.
+ASKS_BY_STREAMS = ('sudo', 'su')
 #: In what Ansible makes of a module in Python.
 _MODULE = b'_ANSIBALLZ_WRAPPER = True'
 
@@ -187,6 +266,7 @@ class Connection(AgentConnection):
 
     transport = 'sojourn.deploy.ssh'
     way_in = 'ssh'
+    has_tty = True  # for the become methods that say that they need it, such as machinectl
 
     def extra_options(self) -> dict[str, t.Any]:
         """Options that only SSH has."""
@@ -196,28 +276,51 @@ class Connection(AgentConnection):
         return {
             'become_password': become_password, 'key_file': self.get_option('private_key_file'), 'key_passphrase': self.get_option('private_key_passphrase'),
             'known_hosts': self.get_option('known_hosts_file'), 'host_key_checking': self.get_option('host_key_checking'),
-            'host_key_auto_add': self.get_option('host_key_auto_add'), 'remote_folders': tuple(self.get_option('remote_folders') or ())}
+            'host_key_auto_add': self.get_option('host_key_auto_add'), 'root_method': self.get_option('root_method'),
+            'config_file': self.get_option('config_file'), 'ssh_args': self.get_option('ssh_args'),
+            'ssh_common_args': self.get_option('ssh_common_args'), 'ssh_extra_args': self.get_option('ssh_extra_args'),
+            'remote_folders': tuple(self.get_option('remote_folders') or ())}
 
     def _file_user(self) -> str | None:
-        return self.agent.target.user or getpass.getuser()
+        # Where OpenSSH's settings may name another one, only the broker knows who signed in.
+        target = self.agent.target
+        return target.user if target.user and not target.ssh_args else LOGIN_USER
 
     def _run(self, command: str, data: bytes | None, sudoable: bool) -> tuple[int, bytes, bytes]:
         display.vvv(f'EXEC {command}', host=self.host_name)
         command = _carriable(plain(command))
         become = self.become if sudoable and self.become is not None and self.become._id else None
         if become is None:
-            return self._finish(self.agent.execute(command_line=command, user=self._file_user(), input_data=data, warm=self._warm(data)))
-        if not become.expect_prompt():
-            code, output, errors = self._finish(self.agent.execute(command_line=command, user=self._file_user(), input_data=data, warm=self._warm(data)))
-            if code != 0 and to_bytes(become.success) not in output and become.check_missing_password(output + errors):
-                raise AnsibleError(f'[{self.host_name}] Missing {become.name} password')
-            return code, _after(become.success, output), errors
-        talk = BecomeTalk(become, data, self.host_name, float(self.get_option('connection_timeout')) + MORE_FOR_BECOME)
+            return self._finish(self.agent.execute(command_line=command, user=self._file_user(), input_data=data, may_outlive=True, warm=self._warm(data)))
+        prompts = become.expect_prompt()
+        if become.require_tty or prompts and become.name not in ASKS_BY_STREAMS:
+            return self._as_another(become, command, data, prompts, terminal=True)
         try:
-            result = self.agent.execute(command_line=command, user=self._file_user(), converse=talk, patience=talk.patience)
+            return self._as_another(become, command, data, prompts, terminal=False)
+        except TerminalWanted:
+            return self._as_another(become, command, data, prompts, terminal=True)
+
+    def _as_another(self, become: t.Any, command: str, data: bytes | None, prompts: bool, *, terminal: bool) -> tuple[int, bytes, bytes]:
+        """A command as another user. Raises TerminalWanted where sudo has refused for want of one, and nothing was run."""
+        if not prompts:
+            code, output, errors = self._finish(self.agent.execute(
+                command_line=command, user=self._file_user(), input_data=data, may_outlive=True, warm=not terminal and self._warm(data),
+                terminal=terminal))
+            if code != 0 and to_bytes(become.success) not in output:
+                if not terminal and _wants_terminal(errors):
+                    raise TerminalWanted
+                if become.check_missing_password(output + errors):
+                    raise AnsibleError(f'[{self.host_name}] Missing {become.name} password')
+            return code, _after(become.success, output), errors
+        talk = BecomeTalk(become, data, self.host_name, float(self.get_option('connection_timeout')) + MORE_FOR_BECOME, terminal=terminal)
+        try:
+            result = self.agent.execute(
+                command_line=command, user=self._file_user(), converse=talk, patience=talk.patience, may_outlive=True, terminal=terminal)
         except Overdue:
             raise talk.overdue() from None
         code, output, errors = self._finish(result)
+        if not terminal and not talk.succeeded and _wants_terminal(errors):
+            raise TerminalWanted
         talk.check_end()
         return code, talk.strip(output), talk.strip_prompt(errors)
 
@@ -226,43 +329,61 @@ class Connection(AgentConnection):
         return data is not None and _MODULE in data[:65536] and bool(self.get_option('warm_interpreter'))
 
 
+class TerminalWanted(Exception):
+    """Whoever was to make another user of this one refuses to without a terminal."""
+
+
+def _wants_terminal(errors: bytes) -> bool:
+    """Whether it is sudo's refusal by ``requiretty``: the one word that all its translations have in common."""
+    return b'tty' in errors.lower()
+
+
 class BecomeTalk:
     """The talk with sudo, or its like, before the command: waits for the prompt, gives the password, then the command's input.
 
     Called with output as it comes; what it returns is written (see ``Agent.execute``). Raises AnsibleError, which ends the command.
     """
 
-    def __init__(self, become: t.Any, data: bytes | None, host_name: str, seconds: float) -> None:
+    def __init__(self, become: t.Any, data: bytes | None, host_name: str, seconds: float, *, terminal: bool = False) -> None:
         self._become = become
+        self._terminal = terminal
         self._seconds = seconds
         self._data = data
         self._host_name = host_name
         self._output = {'stdout': b'', 'stderr': b''}
         self._password_sent = False
-        self._succeeded = False
+        #: What came until the password was sent.
+        self._asked = {'stdout': b'', 'stderr': b''}
+        #: Whether the other user's command has begun.
+        self.succeeded = False
 
     def __call__(self, stream: str, data: bytes) -> Input | None:
         """See the class."""
-        if self._succeeded:
+        if self.succeeded:
             return None
         become = self._become
         self._output[stream] += data
         seen = self._output[stream]
         if become.check_success(self._output['stdout']):
-            self._succeeded = True
-            return self._data or b'', True
+            self.succeeded = True
+            return Input(self._data or b'', close=True)
         if self._password_sent:
-            if become.check_incorrect_password(seen) or become.check_password_prompt(seen):
+            if become.check_incorrect_password(seen) or self._prompts(seen):
                 raise AnsibleError(f'[{self._host_name}] Incorrect {become.name} password')
-        elif become.check_password_prompt(seen):
+        elif self._prompts(seen):
             self._password_sent = True
+            self._asked[stream] = seen
             self._output[stream] = b''
-            return to_bytes(become.get_option('become_pass')) + b'\n', False
+            return Input(to_bytes(become.get_option('become_pass')) + b'\n', answer=True)
         return None
+
+    def _prompts(self, seen: bytes) -> bool:
+        """Line by line too, as Ansible's own ssh has it looked for: doas begins its prompt with a carriage return."""
+        return any(self._become.check_password_prompt(text) for text in (seen, *seen.splitlines(keepends=True)))
 
     def patience(self) -> float | None:
         """See ``Patience``: it ends where a prompt comes that is not the expected one; the command itself may take as long as it wants."""
-        return None if self._succeeded else self._seconds
+        return None if self.succeeded else self._seconds
 
     def overdue(self) -> AnsibleError:
         """The error where patience has ended: of the same kind, and in the same words, as that of Ansible's own ssh."""
@@ -275,7 +396,7 @@ class BecomeTalk:
 
     def check_end(self) -> None:
         """Raises where the command ended without having become the other user."""
-        if self._succeeded:
+        if self.succeeded:
             return
         both = self._output['stdout'] + self._output['stderr']
         if self._become.check_incorrect_password(both):
@@ -285,29 +406,40 @@ class BecomeTalk:
 
     def strip(self, output: bytes) -> bytes:
         """Standard output without the talk."""
-        return _after(self._become.success, output) if self._succeeded else output
+        return _after(self._become.success, output) if self.succeeded else output
 
     def strip_prompt(self, errors: bytes) -> bytes:
-        """Standard error without the talk."""
-        return _after(self._become.prompt, errors)
+        """Standard error without the talk. Some plugins have no text of the prompt, only a way to know it."""
+        asked = self._asked['stderr']
+        if not asked or not errors.startswith(asked):
+            return _after(self._become.prompt, errors)
+        # Who reads the password at a terminal, which shows nothing of it, ends the line.
+        return _without_line_end(errors, len(asked)) if self._terminal else errors[len(asked):]
 
 
 def _after(marker: t.Any, output: bytes) -> bytes:
-    """What follows a become plugin's marker and blanks; all, where the marker is not there or is no text. (Plugins of ansible-core 2.17 cannot tell.)"""
+    """What follows a become plugin's marker and its line's end; all, where it is not there or is no text. (Plugins of ansible-core 2.17 cannot tell.)"""
     word = to_bytes(marker) if marker and isinstance(marker, (str, bytes)) else b''
     at = output.find(word) if word else -1
-    if at < 0:
-        return output
-    # One copy: the output may be large.
-    at += len(word)
-    while output[at:at + 1].isspace():
+    return output if at < 0 else _without_line_end(output, at + len(word))
+
+
+def _without_line_end(output: bytes, at: int) -> bytes:
+    """What comes from there on, but for the end of a line that it begins with. One copy: the output may be large."""
+    if output.startswith(b'\r\n', at):
+        at += 2
+    elif output.startswith(b'\n', at):
         at += 1
     return output[at:]
+
+
+#: What stands for itself in the argument of printf's %b, in single quotes: a command line may be as long as an argument, and is not to become longer.
+_PLAIN = frozenset(range(0x20, 0x7f)) - frozenset(b"'\\")
 
 
 def _carriable(command: str) -> str:
     """A command line with characters that XML cannot carry, in a form that it can; any other stays as it is."""
     if fits_xml(command):
         return command
-    octal = ''.join(f'\\0{byte:03o}' for byte in to_bytes(command, errors='surrogateescape'))
-    return f'eval "$(printf %b \'{octal}\')"'
+    text = ''.join(chr(byte) if byte in _PLAIN else f'\\0{byte:03o}' for byte in to_bytes(command, errors='surrogateescape'))
+    return f'eval "$(printf %b \'{text}\')"'

@@ -23,8 +23,8 @@ attributes:
     platforms: windows, linux
     support: full
 notes:
-  - Works over the connections P(sojourn.deploy.ssh#connection) and P(sojourn.deploy.smb#connection) only, and needs neither Python nor
-    PowerShell on the target.
+  - Works over the connections P(sojourn.deploy.ssh#connection), P(sojourn.deploy.smb#connection) and P(sojourn.deploy.winrm#connection)
+    only, and needs neither Python nor PowerShell on the target.
   - The agent is put on the target when it is first needed, also in check mode, and taken off when the run ends. It is not counted as
     a change of the target.
   - What it does on the target is done as the agent's account, which is C(root) or C(NT AUTHORITY\SYSTEM), whatever

@@ -1,13 +1,13 @@
 # Copyright (c) 2026 The sojourn.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Documentation of the options that both connections have; plugin_utils/connection_base.py reads them."""
+"""Documentation of the options that all connections have; plugin_utils/connection_base.py reads them."""
 
 from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """Options of both connections."""
+    """Options of all connections."""
 
     DOCUMENTATION = r"""
 options:
@@ -91,6 +91,25 @@ options:
       - name: SOJOURN_AGENT_PORTS
     vars:
       - name: ansible_sojourn_agent_ports
+  transport:
+    description:
+      - How the controller reaches the agent.
+      - With V(direct), by a port of the target (O(agent_ports)), which the agent opens in the target's firewall for the controller alone.
+      - With V(tunnel), inside the connection that brought the agent there, which stays signed in for the whole run.
+        Over SSH it is a forwarded connection to the target's loopback (C(direct-tcpip)), over SMB a named pipe. No port is opened, and no firewall rule made.
+      - With V(auto), directly, and by tunnel where the agent's port cannot be reached or the target's firewall takes no rule.
+        C(-vvv) and M(sojourn.deploy.debug_connection) say which it was.
+      - Where a target is reached over jump hosts, it is always the tunnel; over WinRM it is never.
+    type: string
+    choices: [direct, tunnel, auto]
+    default: direct
+    ini:
+      - section: sojourn
+        key: transport
+    env:
+      - name: SOJOURN_TRANSPORT
+    vars:
+      - name: ansible_sojourn_transport
   lease_seconds:
     description:
       - Seconds without a sign of life from the controller after which the agent removes itself from the target.
@@ -120,7 +139,7 @@ options:
   controller_address:
     description:
       - The controller's address as the target sees it; only from there the agent's port is opened.
-      - Without it, the address of the connection that the agent came over. Needed with SMB where addresses are translated on the way.
+      - Without it, the address of the connection that the agent came over. Needed with SMB and WinRM where addresses are translated on the way.
     type: string
     ini:
       - section: sojourn

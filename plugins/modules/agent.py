@@ -78,8 +78,11 @@ info:
     folder:
       description: Its folder on the target.
       type: str
+    transport:
+      description: How it is reached, V(direct) or V(tunnel). With V(auto) for the option, which of them it came to.
+      type: str
     port:
-      description: TCP port that it listens on.
+      description: TCP port that it listens on; 0 where it is a pipe.
       type: int
     firewall_kind:
       description: What filters the target's input.

@@ -22,17 +22,7 @@ description:
     that was found is in the result all the same.
   - A host that does not answer takes about as long as C(ansible_connection_timeout) says, however many addresses it has.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    description: Does the same in check mode.
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    description: Families of targets.
-    platforms: windows, linux
-    support: full
+  - sojourn.deploy.look
 options:
   sign_in:
     description:
@@ -47,8 +37,8 @@ author:
 seealso:
   - module: sojourn.deploy.agent
 notes:
-  - Works over the connections P(sojourn.deploy.ssh#connection) and P(sojourn.deploy.smb#connection) only, and needs neither Python nor
-    PowerShell on the target.
+  - Works over the connections P(sojourn.deploy.ssh#connection), P(sojourn.deploy.smb#connection) and P(sojourn.deploy.winrm#connection)
+    only, and needs neither Python nor PowerShell on the target.
   - With C(-vvv), each step is shown with its milliseconds as it ends, as it is for every other task.
 '''
 

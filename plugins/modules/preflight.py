@@ -22,17 +22,7 @@ description:
   - The host has failed, or is unreachable, with the error of the first check that failed (see O(fail)); all checks are in the result all the same.
   - A host that does not answer takes as many seconds as O(timeout) says, whatever C(ansible_connection_timeout) is.
 extends_documentation_fragment:
-  - ansible.builtin.action_common_attributes
-attributes:
-  check_mode:
-    description: Does the same in check mode.
-    support: full
-  diff_mode:
-    support: none
-  platform:
-    description: Families of targets.
-    platforms: windows, linux
-    support: full
+  - sojourn.deploy.look
 options:
   timeout:
     description:
@@ -59,8 +49,8 @@ seealso:
   - module: sojourn.deploy.debug_connection
   - module: sojourn.deploy.cleanup
 notes:
-  - Works over the connections P(sojourn.deploy.ssh#connection) and P(sojourn.deploy.smb#connection) only, and needs neither Python nor
-    PowerShell on the target.
+  - Works over the connections P(sojourn.deploy.ssh#connection), P(sojourn.deploy.smb#connection) and P(sojourn.deploy.winrm#connection)
+    only, and needs neither Python nor PowerShell on the target.
   - A warning does not keep a deployment from succeeding, or it cannot be told from outside whether it does.
 '''
 

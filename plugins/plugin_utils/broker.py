@@ -138,6 +138,16 @@ class Broker:
             os.umask(before)
         self._listener.listen(128)
 
+    def load(self, way_in: str) -> None:
+        """Has loaded, beside all else, what a session that goes this way in will need."""
+        def load() -> None:
+            from ansible_collections.sojourn.deploy.plugins.plugin_utils import session
+
+            session.load_channel()
+            session.load_way_in(way_in)
+
+        threading.Thread(target=load, name='loading', daemon=True).start()
+
     def serve(self) -> None:
         """Until the owner ends or a signal comes."""
         threading.Thread(target=self._look_after, name='looking after', daemon=True).start()
@@ -397,7 +407,7 @@ class Call:
         with contextlib.suppress(OSError, wire.WireError):
             self.event({'event': 'step', 'name': name, 'seconds': round(seconds, 6), 'detail': detail, 'failed': failed})
 
-    def watch(self, gone: t.Callable[[], None], write: t.Callable[[bytes, bool], None] | None = None, cancel: t.Callable[[], None] | None = None) -> None:
+    def watch(self, gone: t.Callable[[], None], write: t.Callable[[bytes, bool, bool], None] | None = None, cancel: t.Callable[[], None] | None = None) -> None:
         """From now on a thread reads what the client sends; calls ``gone`` when the client is no longer there, ``cancel`` before it where it said so."""
         def read() -> None:
             try:
@@ -409,7 +419,7 @@ class Call:
                         if cancel is not None:
                             cancel()
                     elif write is not None and frame[0].get('write'):
-                        write(bytes(frame[1]), bool(frame[0].get('close')))
+                        write(bytes(frame[1]), bool(frame[0].get('close')), bool(frame[0].get('answer')))
             except (OSError, wire.WireError):
                 pass
             except Exception:
@@ -436,7 +446,7 @@ def _info(call: Call) -> t.Any:
 
 def _remove(call: Call) -> t.Any:
     session = call.broker.existing(call.target)
-    return session.remove() if session is not None else None
+    return session.remove(unless_used=bool(call.arguments.get('unless_used'))) if session is not None else None
 
 
 def _cleanup(call: Call) -> t.Any:
@@ -493,7 +503,9 @@ def _put_file(call: Call) -> t.Any:
 
 
 def _get_file(call: Call) -> t.Any:
-    return call.session.get_file(call.arguments['remote_path'], call.arguments['local_path'], user=call.arguments.get('user'))
+    cancelled = threading.Event()
+    call.watch(cancelled.set)
+    return call.session.get_file(call.arguments['remote_path'], call.arguments['local_path'], user=call.arguments.get('user'), cancelled=cancelled)
 
 
 def _stat(call: Call) -> t.Any:
@@ -519,9 +531,12 @@ def _execute(call: Call) -> t.Any:
     payload = call.payload()
     arguments = call.arguments
     key = arguments.get('key')
+
     job = Job(handle=arguments.get('handle'), finish=bool(arguments.get('finish')), package=arguments.get('package'),
-              on_start=lambda: tell({'event': 'started'}), on_end=lambda end, heard: call.broker.installation_ended(key, end, heard))
-    call.watch(job.leave, job.write, job.cancel)
+              on_watch=lambda: call.watch(job.leave, job.write, job.cancel), on_start=lambda: tell({'event': 'started'}),
+              on_end=lambda end, heard: call.broker.installation_ended(key, end, heard))
+    if job.finish:
+        job.watch()
 
     def tell(event: dict[str, t.Any], data: bytes = b'') -> None:
         try:
@@ -615,12 +630,17 @@ def sweep() -> None:
 
 
 def main(words: list[str]) -> int:
-    """The broker's whole life. ``words``: --folder, --owner, --ready as broker_client gives them."""
+    """The broker's whole life. ``words`` are as broker_client gives them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--folder', required=True, help='private folder for the socket and the log')
     parser.add_argument('--owner', required=True, type=int, help='process id of the run')
-    parser.add_argument('--ready', required=True, type=int, help='descriptor to say on that it listens')
+    waiting = parser.add_mutually_exclusive_group(required=True)
+    waiting.add_argument('--ready', type=int, help='descriptor to say on that it listens')
+    waiting.add_argument('--lock', type=int, help='descriptor of the lock to hold until it listens')
+    parser.add_argument('--load', help='way in whose libraries to load beforehand')
     options = parser.parse_args(words)
+    if options.lock is not None:
+        signal.alarm(int(broker_client.START_SECONDS))  # who waits for the lock cannot give it up
     debug = bool(os.environ.get('SOJOURN_DEBUG'))
     handler = _BoundedHandler()
     handler.setFormatter(logging.Formatter('%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s'))
@@ -647,13 +667,17 @@ def main(words: list[str]) -> int:
         message = {'error': problem.to_dict()}
     if message:
         _remove_folder(options.folder)
-    with contextlib.suppress(OSError):
-        os.write(options.ready, json.dumps(message).encode() + b'\n')
-    os.close(options.ready)
+    signal.alarm(0)
+    if options.ready is not None:
+        with contextlib.suppress(OSError):
+            os.write(options.ready, json.dumps(message).encode() + b'\n')
+    os.close(options.lock if options.ready is None else options.ready)
     if message:
         return 1
     log.info('run %s, owner %d', broker.run, options.owner)
     try:
+        if options.load:
+            broker.load(options.load)
         broker.serve()
     except Exception:
         log.exception('listening to the workers broke off')

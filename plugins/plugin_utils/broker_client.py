@@ -115,21 +115,10 @@ def _connect_socket(folder: str) -> socket.socket | None:
 def _spawn(folder: str, owner_pid: int) -> None:
     """Starts the broker and waits until it listens. The caller holds the lock."""
     import json
-    import subprocess
 
     reader, writer = os.pipe()
     try:
-        environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)}
-        # Threads come and go in it, one for each call: with an arena for each (glibc's way) its memory only grows, though nothing is lost.
-        environment['MALLOC_ARENA_MAX'] = '2'
-        program = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'broker_start.py')
-        # -P: the folder of plugin_utils must not come first in sys.path, its modules have common names.
-        # A session of its own: a worker that ends kills its process group (ansible-core's WorkerProcess).
-        with open(os.devnull, 'r+b') as null, open(log_path(folder), 'ab', opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
-            process = subprocess.Popen(
-                [sys.executable, '-P', program, '--folder', folder, '--owner', str(owner_pid), '--ready', str(writer)],
-                stdin=null, stdout=null, stderr=log, pass_fds=(writer,), start_new_session=True, cwd='/', env=environment)
-        process.returncode = 0  # it is not ours to wait for: it outlives this worker
+        _popen(folder, owner_pid, '--ready', writer)
     except OSError as error:
         os.close(reader)
         raise _unavailable(folder, error) from None
@@ -155,6 +144,26 @@ def _spawn(folder: str, owner_pid: int) -> None:
         raise SojournError.from_dict(message['error'])
 
 
+def _popen(folder: str, owner_pid: int, option: str, descriptor: int, *more: str) -> None:
+    """Starts the broker's process, which inherits a descriptor. Raises OSError."""
+    import subprocess
+
+    environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT or name.startswith(_ENVIRONMENT_PREFIXES)}
+    # Threads come and go in it, one for each call: with an arena for each (glibc's way) its memory only grows, though nothing is lost.
+    environment['MALLOC_ARENA_MAX'] = '2'
+    # Blocks of this size and more are the system's again once they are free (mallopt(3), M_MMAP_THRESHOLD). Left alone, glibc raises the bound to that of
+    # the largest block ever freed: then they lie in the heap, and it grows by what is in between.
+    environment['MALLOC_MMAP_THRESHOLD_'] = str(128 << 10)
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'broker_start.py')
+    # -P: the folder of plugin_utils must not come first in sys.path, its modules have common names.
+    # A session of its own: a worker that ends kills its process group (ansible-core's WorkerProcess).
+    with open(os.devnull, 'r+b') as null, open(log_path(folder), 'ab', opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+        process = subprocess.Popen(
+            [sys.executable, '-P', program, '--folder', folder, '--owner', str(owner_pid), option, str(descriptor), *more],
+            stdin=null, stdout=null, stderr=log, pass_fds=(descriptor,), start_new_session=True, cwd='/', env=environment)
+    process.returncode = 0  # it is not ours to wait for: it outlives this worker
+
+
 def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
     """A connection to the run's broker, which is started where it does not run yet.
 
@@ -166,6 +175,57 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
     connection = _connect_socket(folder)
     if connection is not None or not start:
         return connection
+    # Many workers may come at once (delegate_to, forks): one starts the broker, the others wait for the lock.
+    lock = _lock(folder)
+    try:
+        connection = _connect_socket(folder)
+        if connection is not None:
+            return connection
+        _remove_socket(folder)
+        _spawn(folder, owner_pid)
+        connection = _connect_socket(folder)
+        if connection is None:
+            raise _unavailable(folder, 'it ended right after its start')
+        return connection
+    finally:
+        os.close(lock)
+
+
+def start_early(owner_pid: int, way_in: str) -> bool:
+    """Starts the run's broker for who will need it soon, and does not wait; it loads what this way in needs. False where that is vain, or cannot be.
+
+    The broker holds the lock until it listens, so that workers wait for it. What is wrong, the first of them finds out, and tells.
+    """
+    folder = run_folder(owner_pid)
+    try:
+        if len(socket_path(folder)) > _LONGEST_SOCKET_PATH:
+            return False
+        connection = _connect_socket(folder)
+        if connection is not None:
+            connection.close()
+            return False
+        lock = _lock(folder, wait=False)
+        try:
+            _remove_socket(folder)
+            _popen(folder, owner_pid, '--lock', lock, '--load', way_in)
+        finally:
+            os.close(lock)
+        return True
+    except (SojournError, OSError):
+        return False
+
+
+def _remove_socket(folder: str) -> None:
+    try:
+        os.unlink(socket_path(folder))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise _unavailable(folder, error) from None
+
+
+def _lock(folder: str, *, wait: bool = True) -> int:
+    """The lock of whoever starts a broker, in its folder, which is made. Raises SD-902, and BlockingIOError where another has it and one is not to wait."""
     base = os.path.dirname(folder)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -176,7 +236,6 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
             if not os.path.lexists(base):
                 continue  # another run's broker, the last one there, has just removed it
             raise
-        # Many workers may come at once (delegate_to, forks): one starts the broker, the others wait here.
         try:
             lock = os.open(os.path.join(folder, 'lock'), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
@@ -184,30 +243,27 @@ def connect(owner_pid: int, *, start: bool = True) -> socket.socket | None:
         except OSError as error:
             raise _unavailable(folder, error) from None
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            connection = _connect_socket(folder)
-            if connection is not None:
-                return connection
-            try:
-                if os.fstat(lock).st_nlink == 0:
-                    continue  # as above
-                os.unlink(socket_path(folder))
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise _unavailable(folder, error) from None
-            _spawn(folder, owner_pid)
-            connection = _connect_socket(folder)
-            if connection is None:
-                raise _unavailable(folder, 'it ended right after its start')
-            return connection
-        finally:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
             os.close(lock)
+            raise
+        if os.fstat(lock).st_nlink:
+            return lock
+        os.close(lock)  # as above
     raise _unavailable(folder, 'its folder vanishes again and again')
 
 
-#: What ``Agent.execute``'s ``converse`` returns: bytes for the process's input, and whether end of file follows.
-Input = tuple[bytes, bool]
+class Input(t.NamedTuple):
+    """What ``Agent.execute``'s ``converse`` returns."""
+
+    #: For the process's standard input.
+    data: bytes
+    #: Whether end of file follows.
+    close: bool = False
+    #: Whether it goes to the terminal instead, if the process has one and spoke there last.
+    answer: bool = False
+
+
 #: Called with an event's name, its fields and its bytes.
 OnEvent = t.Callable[[str, dict[str, t.Any], bytes], Input | None]
 #: Asked before each wait for what comes next: the seconds that it may take; None: for ever.
@@ -238,17 +294,17 @@ def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEv
         if 'event' in header:
             reply = on_event(header['event'], header, bytes(data)) if on_event else None
             if reply is not None:
-                _reply(connection, *reply)
+                _reply(connection, reply)
             continue
         if header.get('error'):
             raise SojournError.from_dict(header['error'])
         return header['result']
 
 
-def _reply(connection: socket.socket, data: bytes, close: bool) -> None:
-    pieces = list(wire.chunks(data)) or [memoryview(b'')]
+def _reply(connection: socket.socket, reply: Input) -> None:
+    pieces = list(wire.chunks(reply.data)) or [memoryview(b'')]
     for number, piece in enumerate(pieces, 1):
-        wire.send_frame(connection, {'write': True, 'close': close and number == len(pieces)}, piece)
+        wire.send_frame(connection, {'write': True, 'close': reply.close and number == len(pieces), 'answer': reply.answer}, piece)
 
 
 def end_run(owner_pid: int, on_event: t.Callable[[dict[str, t.Any]], None]) -> bool:
@@ -361,12 +417,12 @@ class Agent:
         """GetInfo, in snake case."""
         return self._call('info')
 
-    def remove(self) -> dict[str, t.Any]:
-        """Ends the agent and waits until service, folder and rule are gone and the way in is released.
+    def remove(self, *, unless_used: bool = False) -> dict[str, t.Any]:
+        """Ends the agent and waits until service, folder and rule are gone and the way in is released; ``unless_used``: not where processes run by it.
 
         Returns ``{'changed': bool, 'removed': [...]}``. Without a session: changed False, and nothing is connected to. Raises SD-801.
         """
-        return self._call('remove', start=False) or {'changed': False, 'removed': []}
+        return self._call('remove', {'unless_used': unless_used}, start=False) or {'changed': False, 'removed': []}
 
     def cleanup(self, run: str | None = None, force: bool = False, check: bool = False) -> dict[str, t.Any]:
         """Removes what dead runs of this project left on the target, whatever state it is in; ends the own session first.
@@ -442,16 +498,18 @@ class Agent:
 
     def execute(self, arguments: t.Sequence[str] | None = None, *, command_line: str | None = None, directory: str | None = None,
                 environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
-                timeout: float | None = None, safe_to_kill: bool = False, warm: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
-                converse: t.Callable[[str, bytes], Input | None] | None = None, patience: Patience | None = None,
-                installation: Installation | None = None) -> dict[str, t.Any]:
+                timeout: float | None = None, safe_to_kill: bool = False, may_outlive: bool = False, warm: bool = False, terminal: bool = False,
+                on_output: t.Callable[[str, bytes], None] | None = None, converse: t.Callable[[str, bytes], Input | None] | None = None,
+                patience: Patience | None = None, installation: Installation | None = None) -> dict[str, t.Any]:
         """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
 
         ``timeout``: seconds until the whole process tree is killed. ``on_output(stream, data)`` is called while it runs, with
-        'stdout' or 'stderr'. ``converse`` likewise, and what it returns, (bytes, close), is written to the process's input, which
+        'stdout' or 'stderr'. ``converse`` likewise, and what it returns is written to the process's input, which
         stays open until it says close; ``input_data`` then comes before. ``patience``: see ``Patience``; asked from the process's start on, and only
-        beside ``converse``; who has run out of it gets ``Overdue``, and the process's tree is killed. ``safe_to_kill``: may be killed when the lease ends.
+        beside ``converse``; who has run out of it gets ``Overdue``, and the process's tree is killed. ``safe_to_kill``: may be killed when the lease ends;
+        ``may_outlive``: goes on by itself then, its streams closed; else the agent waits for its end.
         ``warm``: the input may be a module, which an interpreter that the agent keeps warm may run.
+        ``terminal``: on Linux a command line finds one at /dev/tty, beside its standard streams; what it shows there comes with 'stderr'.
         If the caller is interrupted, the process's whole tree is killed; with ``installation`` only by a task's timeout: where the run is
         cancelled it finishes. Should the broker be killed meanwhile, the same call once more takes up the process that is there.
 
@@ -462,8 +520,8 @@ class Agent:
             'arguments': [str(argument) for argument in arguments] if arguments is not None else None,
             'command_line': command_line, 'directory': directory,
             'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
-            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill), 'warm': bool(warm),
-            'keep_input_open': converse is not None,
+            'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
+            'may_outlive': bool(may_outlive), 'warm': bool(warm), 'terminal': bool(terminal), 'keep_input_open': converse is not None,
         }, installation, input_data, on_output, converse, patience)
 
     def follow(self, installation: Installation, on_output: t.Callable[[str, bytes], None] | None = None) -> dict[str, t.Any]:

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """SOAP over TLS 1.3 to one agent, both ends pinned (agent/api/deploy.wsdl); not what an operation is used for (that is session.py).
 
-zeep makes and reads every envelope; urllib3 carries them; mtom.py streams what is beside them.
+contract.py makes and reads the envelopes; urllib3 carries them; mtom.py streams what is beside them.
 """
 
 from __future__ import annotations
@@ -12,27 +12,32 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import http.client
+import io
 import logging
 import os
-import re
-import socket
+import secrets
 import ssl
+import sys
 import threading
 import time
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import mtom, network
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import API_FOLDER, SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import tunnel as tunnel_module
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.contract import NAMESPACE, contract
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.module_archive import Archives
 
 urllib3 = library('urllib3')
 urllib3_connection = library('urllib3.connection')
 urllib3_connectionpool = library('urllib3.connectionpool')
 urllib3_exceptions = library('urllib3.exceptions')
+urllib3_ssl = library('urllib3.util.ssl_')
 zeep = library('zeep')
 zeep_exceptions = library('zeep.exceptions')
 
-NAMESPACE = 'urn:sojourn:deploy:1'
 log = logging.getLogger('sojourn.channel')
 
 #: Operations that may be sent again when an answer was lost.
@@ -43,8 +48,6 @@ IDEMPOTENT = frozenset((
 INLINE = 512
 #: Seconds that the agent may need for an answer beyond the wait that it was asked for.
 ANSWER_SECONDS = 60.0
-#: Seconds after which a target that acknowledges nothing counts as gone; its agent may take longer for an answer.
-SILENCE_SECONDS = 12
 #: Seconds between tries of an operation whose answer was lost.
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 #: Largest attachment kept in memory (output of a process): as the WSDL has it for ReadOutput.
@@ -71,6 +74,13 @@ class Endpoint:
     ports: str
     host: str | None = None
     connection_timeout: float = 10.0
+    #: What leads to the agent where its port, or pipe, cannot be connected to.
+    tunnel: tunnel_module.Tunnel | None = None
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f'{self.address} port {self.port}' if self.tunnel is None else f'{self.address} through the tunnel to {self.tunnel}'
 
     @property
     def port(self) -> int:
@@ -81,92 +91,6 @@ class Endpoint:
     def address(self) -> str:
         """For errors."""
         return self.peer.address
-
-
-_contract: Contract | None = None
-_contract_lock = threading.Lock()
-
-
-def contract() -> Contract:
-    """The WSDL, parsed once for all sessions."""
-    global _contract
-    with _contract_lock:
-        if _contract is None:
-            _contract = Contract(os.path.join(API_FOLDER, 'deploy.wsdl'))
-        return _contract
-
-
-class Contract:
-    """Envelopes by the WSDL: from arguments, and into results."""
-
-    def __init__(self, path: str) -> None:
-        require(zeep)
-        # The file is local and refers to nothing, so zeep gets a transport that can fetch nothing.
-        self._client = zeep.Client(path, transport=_NoTransport(), settings=zeep.Settings(strict=True, xml_huge_tree=True, forbid_dtd=True))
-        self._service = self._client.create_service(f'{{{NAMESPACE}}}DeployBinding', 'https://agent/')
-        self._binding = self._service._binding
-
-    def request(self, operation: str, arguments: dict[str, t.Any]) -> tuple[t.Any, str]:
-        """(envelope, SOAPAction)."""
-        envelope = self._client.create_message(self._service, operation, **{name: value for name, value in arguments.items() if value is not None})
-        return envelope, self._binding.get(operation).soapaction
-
-    def answer(self, operation: str, status: int, envelope: bytes) -> t.Any:
-        """What zeep makes of an answer. Raises zeep's exceptions, ValueError where it answers something else."""
-        if status == 200 and f'{operation}Response'.encode('ascii') not in envelope:
-            raise ValueError(f'it holds no {operation}Response')  # zeep would take anything
-        return self._binding.process_reply(self._client, self._binding.get(operation), _Reply(status, envelope))
-
-
-class _NoTransport:
-    """Stands in for zeep's transport: reads the WSDL from the disk, and can send nothing."""
-
-    session = None
-
-    def load(self, url: str) -> bytes:
-        with open(url, 'rb') as file:
-            return file.read()
-
-
-@dataclasses.dataclass
-class _Reply:
-    """As much of a requests.Response as zeep reads."""
-
-    status_code: int
-    content: bytes
-    headers: dict[str, str] = dataclasses.field(default_factory=lambda: {'Content-Type': 'text/xml; charset=utf-8'})
-    encoding: str = 'utf-8'
-
-
-_WORD = re.compile(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])')
-
-
-@functools.lru_cache(maxsize=256)
-def snake(name: str) -> str:
-    """'LeaseRemainingSeconds' as 'lease_remaining_seconds', 'TLSVersion' as 'tls_version'."""
-    return _WORD.sub('_', name).lower()
-
-
-def plain(value: t.Any) -> t.Any:
-    """A zeep object as dictionaries and lists with names in snake case; times as ISO 8601, binary as it is."""
-    values = getattr(value, '__values__', None)
-    if values is not None:
-        return {snake(name): plain(item) for name, item in values.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    if hasattr(value, 'isoformat'):
-        return value.isoformat()
-    return value
-
-
-def _notice_silence(connection: socket.socket) -> None:
-    """Has the kernel end a connection whose other end is gone without a word, as after a power cut, whether something is sent or waited for."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {
-        'TCP_KEEPIDLE': SILENCE_SECONDS // 2, 'TCP_KEEPINTVL': SILENCE_SECONDS // 6, 'TCP_KEEPCNT': 3, 'TCP_USER_TIMEOUT': SILENCE_SECONDS * 1000}
-    for name, value in options.items():
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _pool(endpoint: Endpoint, context: ssl.SSLContext) -> t.Any:
@@ -182,11 +106,27 @@ def _pool(endpoint: Endpoint, context: ssl.SSLContext) -> t.Any:
             except SojournError as error:
                 refused = ConnectionLost(error.sentence, refused=error.code == 'SD-203', unsent=True)
                 raise urllib3_exceptions.NewConnectionError(self, error.sentence) from refused
-            _notice_silence(connection)
+            network.notice_silence(connection)
             return connection
 
+    class TunnelConnection(urllib3_connection.HTTPSConnection):
+        def connect(self) -> None:
+            stream = _stream(self, endpoint)
+            try:
+                self.sock = tunnel_module.TlsSocket(stream, context, endpoint.connection_timeout)
+                urllib3_ssl.assert_fingerprint(self.sock.getpeercert(binary_form=True), endpoint.fingerprint)
+                self.is_verified = True
+            except BaseException:
+                self.sock = None
+                stream.close()
+                raise
+
+        @property
+        def is_connected(self) -> bool:
+            return self.sock is not None and not self.sock.readable()
+
     class Pool(urllib3_connectionpool.HTTPSConnectionPool):
-        ConnectionCls = Connection
+        ConnectionCls = Connection if endpoint.tunnel is None else TunnelConnection
 
     host = endpoint.address.partition('%')[0]
     return Pool(
@@ -194,10 +134,18 @@ def _pool(endpoint: Endpoint, context: ssl.SSLContext) -> t.Any:
         assert_fingerprint=endpoint.fingerprint, assert_hostname=False)
 
 
-def _chain(error: BaseException) -> t.Iterator[BaseException]:
-    """An exception with all that is behind it, and inside its arguments: urllib3 wraps them."""
+def _stream(connection: t.Any, endpoint: Endpoint) -> tunnel_module.Stream:
+    try:
+        return t.cast(tunnel_module.Tunnel, endpoint.tunnel).open(endpoint.connection_timeout)
+    except tunnel_module.Unreachable as error:
+        lost = ConnectionLost(str(error), refused=error.refused, unsent=True)
+        raise urllib3_exceptions.NewConnectionError(connection, str(error)) from lost
+
+
+def _chain(error: BaseException, before: BaseException | None = None) -> t.Iterator[BaseException]:
+    """An exception with all that is behind it, and inside its arguments: urllib3 wraps them. Not ``before``, which the caller was handling already."""
     waiting: list[BaseException] = [error]
-    seen: set[int] = set()
+    seen: set[int] = {id(before)}
     while waiting:
         current = waiting.pop(0)
         if id(current) in seen:
@@ -217,8 +165,8 @@ class Channel:
         self._pool = _pool(endpoint, context)
         self._closed = threading.Event()
         self._reached = False
-        #: Archives of modules, by SHA-256: whether the agent has kept them.
-        self.archives: dict[str, bool] = {}
+        #: What the agent has kept of modules.
+        self.archives = Archives()
         #: When the agent last answered.
         self.heard = time.monotonic()
 
@@ -228,15 +176,22 @@ class Channel:
         self._pool.close()
 
     def _not_pinned(self, step: str) -> SojournError:
-        error = self._error('SD-502', step, port=self.endpoint.port, address=self.endpoint.address)
+        error = self._error('SD-502', step, port=self.endpoint.tunnel or self.endpoint.port, address=self.endpoint.address)
         error.again = True  # nothing was sent
         return error
+
+    def _unreached(self, step: str, detail: t.Any) -> SojournError:
+        endpoint = self.endpoint
+        if endpoint.tunnel is not None:
+            return self._error('SD-507', step, place=endpoint.tunnel, address=endpoint.address, detail=detail)
+        return self._error('SD-501', step, port=endpoint.port, address=endpoint.address, ports=endpoint.ports, detail=detail)
 
     def _error(self, code: str, step: str, **fields: t.Any) -> SojournError:
         return SojournError(code, host=self.endpoint.host, step=step, **fields)
 
     def _post(self, operation: str, body: t.Any, headers: dict[str, str], read_timeout: float) -> t.Any:
         """One HTTP exchange, the answer's body unread. Raises ConnectionLost, or SD-502 where the other end is another."""
+        before = sys.exc_info()[1]
         try:
             response = self._pool.request(
                 'POST', '/', body=body, headers=headers, retries=False, redirect=False, assert_same_host=False, preload_content=False, decode_content=False,
@@ -246,18 +201,18 @@ class Channel:
             self.heard = time.monotonic()
             return response
         except (urllib3_exceptions.HTTPError, OSError) as error:
-            self._translate(error, operation)
+            self._translate(error, operation, before)
 
-    def _translate(self, error: BaseException, operation: str) -> t.NoReturn:
+    def _translate(self, error: BaseException, operation: str, before: BaseException | None = None) -> t.NoReturn:
         step = f'calling {operation}'
-        for part in _chain(error):
+        for part in _chain(error, before):
             if isinstance(part, SojournError):
                 raise part from None
             if isinstance(part, ConnectionLost):
                 raise ConnectionLost(str(part), refused=part.refused, unsent=part.unsent) from None
             if isinstance(part, urllib3_exceptions.ClosedPoolError):
                 raise ConnectionLost('the channel was closed', unsent=True) from None
-        for part in _chain(error):
+        for part in _chain(error, before):
             text = str(part)
             if isinstance(part, urllib3_exceptions.SSLError) and 'ingerprint' in text:
                 raise self._not_pinned(step) from None
@@ -266,11 +221,9 @@ class Channel:
             if isinstance(part, ssl.SSLError):
                 reason = part.reason or text
                 if 'ALERT' in reason.upper() and 'PROTOCOL_VERSION' not in reason.upper():
-                    raise self._error(
-                        'SD-501', step, port=self.endpoint.port, address=self.endpoint.address, ports=self.endpoint.ports,
-                        detail=f'the other end refused the handshake ({reason})') from None
+                    raise self._unreached(step, f'the other end refused the handshake ({reason})') from None
                 raise self._not_pinned(step) from None
-        for part in _chain(error):
+        for part in _chain(error, before):
             if isinstance(part, (ConnectionError, TimeoutError)):
                 raise ConnectionLost(getattr(part, 'strerror', None) or str(part)) from None
         raise ConnectionLost(type(error).__name__ if not str(error) else str(error)) from None
@@ -316,7 +269,7 @@ class Channel:
                     raise mtom.MtomError('the answer is too long')
                 pieces.append(piece)
             return mtom.Root(b''.join(pieces)), None
-        reader = mtom.Reader(read, parameters.get('boundary', ''))
+        reader = mtom.Reader(functools.partial(self._read_into, response, operation), parameters.get('boundary', ''))
         if reader.next() is None:
             raise mtom.MtomError('the answer has no root part')
         return mtom.Root(reader.all(mtom.MAXIMUM_ROOT)), reader
@@ -326,6 +279,23 @@ class Channel:
             return response.read(count)
         except (urllib3_exceptions.HTTPError, OSError) as error:
             self._translate(error, operation)
+
+    def _read_into(self, response: t.Any, operation: str, buffer: memoryview) -> int:
+        """As ``io.RawIOBase.readinto``. urllib3's own gets new memory for each piece, and copies it twice, which takes longer than to decrypt it."""
+        raw = getattr(response, '_fp', None)
+        if not isinstance(raw, http.client.HTTPResponse):
+            data = self._read(response, operation, len(buffer))
+            buffer[:len(data)] = data
+            return len(data)
+        try:
+            count = raw.readinto(buffer)
+        except (http.client.HTTPException, OSError) as error:
+            self._translate(error, operation)
+        if not count:
+            if raw.length:  # of a Content-Length; readinto does not mind
+                raise ConnectionLost('the answer ended too early')
+            response.release_conn()  # whole: the connection can be used again
+        return count
 
     def _result(self, operation: str, response: t.Any, root: mtom.Root) -> t.Any:
         step = f'calling {operation}'
@@ -360,8 +330,7 @@ class Channel:
                         attachments[mtom.content_id(headers)] = reader.all(MAXIMUM_ATTACHMENT)
             except mtom.MtomError as error:
                 raise self._error('SD-505', f'calling {operation}', detail=error) from None
-        answer = plain(result)
-        return self._fill(operation, answer, root, attachments) if attachments else answer
+        return self._fill(operation, result, root, attachments) if attachments else result
 
     def _fill(self, operation: str, answer: t.Any, root: mtom.Root, attachments: dict[str, bytes]) -> t.Any:
         """Puts attachments where the answer refers to them."""
@@ -377,8 +346,7 @@ class Channel:
     def gone(self, operation: str, lost: ConnectionLost) -> SojournError:
         """The error for a connection that is lost for good."""
         if not self._reached:
-            return self._error(
-                'SD-501', 'reaching the agent', port=self.endpoint.port, address=self.endpoint.address, ports=self.endpoint.ports, detail=lost)
+            return self._unreached('reaching the agent', lost)
         error = self._error('SD-503', f'calling {operation}', detail=lost)
         error.again = operation != 'Execute' or lost.unsent
         return error
@@ -401,9 +369,9 @@ class Channel:
                 raise
             except ConnectionLost as lost:
                 unsent = lost.unsent = unsent and lost.unsent
-                # What is refused was not carried out, so it may be sent again whatever it is; but nothing listens there any more.
+                # What did not leave, or was refused, was not carried out, so it may be sent again whatever it is; but what refuses does not listen any more.
                 # Execute, too, may be sent again where it names the process: the agent starts one of a name only once.
-                again = (operation in IDEMPOTENT or operation == 'Execute' and arguments.get('Handle')) and not (lost.refused and tries >= 3)
+                again = (unsent or operation in IDEMPOTENT or operation == 'Execute' and arguments.get('Handle')) and not (lost.refused and tries >= 3)
                 pause = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
                 tries += 1
                 if not again or time.monotonic() + pause > deadline or self._closed.wait(pause):
@@ -423,7 +391,7 @@ class Channel:
             total = os.fstat(file.fileno()).st_size
             return self._put(file, total, local_path, remote_path, mode, user, checksum, on_progress, patience)
 
-    def _put(self, file: t.BinaryIO, total: int, local_path: str, remote_path: str, mode: str | None, user: str | None, checksum: str | None,
+    def _put(self, file: io.BufferedReader, total: int, local_path: str, remote_path: str, mode: str | None, user: str | None, checksum: str | None,
              on_progress: t.Callable[[int, int], None] | None, patience: float) -> dict[str, t.Any]:
         step = 'sending a file'
         part = f'{remote_path}.sojourn-part'
@@ -454,7 +422,9 @@ class Channel:
                     raise _Mismatch(digest.hexdigest())
                 return digest.digest()
 
-            source = mtom.FileSource(file, total - offset, hash=digest, on_chunk=count)
+            # A pipe has a round trip for each piece.
+            size = mtom.BUFFER if self.endpoint.tunnel is None else mtom.CHUNK
+            source = mtom.FileSource(file, total - offset, hash=digest, on_chunk=count, chunk=size)
             try:
                 answer = self._put_once(source, mtom.Late(32, finish), remote_path, offset, total, mode, user)
             except _Mismatch as mismatch:
@@ -491,7 +461,7 @@ class Channel:
         with contextlib.closing(self._exchange('PutFile', arguments, 0, (data_placeholder, checksum_placeholder))) as response:
             try:
                 root, reader = self._root('PutFile', response)
-                answer = plain(self._result('PutFile', response, root))
+                answer = self._result('PutFile', response, root)
                 if reader is not None:
                     attachments = {}
                     while True:
@@ -519,22 +489,22 @@ class Channel:
                 if error.code != 'SD-706':
                     return
 
-    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None, patience: float = 30.0) -> dict[str, t.Any]:
-        """Streams a file from the target; see ``Agent.get_file``. Returns size and checksum (hex)."""
+    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None, on_progress: t.Callable[[], None] | None = None,
+                 patience: float = 30.0) -> dict[str, t.Any]:
+        """Streams a file from the target; see ``Agent.get_file``. Returns size and checksum (hex). ``on_progress`` is called now and then; may raise."""
         step = 'fetching a file'
-        part = f'{local_path}.sojourn-part-{os.getpid()}-{threading.get_ident()}'
+        whole_path = os.path.realpath(local_path)  # what a link leads to is written, as open() would
+        # Not the file's own name with something added: that may be as long as names can be.
+        part = os.path.join(os.path.dirname(whole_path), f'.sojourn-part-{secrets.token_hex(8)}')
         tries = 0
         try:
-            # 'x': a name that somebody else put there is not written to.
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
             with open(part, 'xb') as file:
                 whole = hashlib.sha256()
                 deadline = time.monotonic() + patience
                 while True:
                     before = file.tell()
                     try:
-                        size = self._get_once(remote_path, file, whole, user)
+                        size = self._get_once(remote_path, file, whole, user, on_progress)
                         break
                     except ConnectionLost as lost:
                         tries = 0 if file.tell() > before else tries + 1
@@ -543,7 +513,7 @@ class Channel:
                             raise self.gone('GetFile', lost) from None
                 if file.tell() != size:
                     raise self._error('SD-505', step, detail=f'{file.tell()} bytes came of a file of {size}')
-            os.replace(part, local_path)
+            os.replace(part, whole_path)
             return {'size': size, 'checksum': whole.hexdigest()}
         except OSError as error:
             raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
@@ -551,20 +521,22 @@ class Channel:
             with contextlib.suppress(OSError):
                 os.unlink(part)
 
-    def _get_once(self, remote_path: str, file: t.BinaryIO, whole: t.Any, user: str | None) -> int:
+    def _get_once(self, remote_path: str, file: t.BinaryIO, whole: t.Any, user: str | None, on_progress: t.Callable[[], None] | None) -> int:
         offset = file.tell()
         arguments = {'Path': remote_path, 'Offset': offset, 'User': user}
         with contextlib.closing(self._exchange('GetFile', arguments, 0)) as response:
             try:
                 root, reader = self._root('GetFile', response)
-                answer = plain(self._result('GetFile', response, root))
+                answer = self._result('GetFile', response, root)
                 size = int(answer['size'])
                 data, checksum = answer['data'], answer['checksum']
                 data_reference, checksum_reference = root.reference(data), root.reference(checksum)
                 # The agent tells the checksum of what it sends. Where that is all of the file, it is hashed once.
                 digests = [whole] if offset == 0 else [whole, hashlib.sha256()]
 
-                def take(piece: bytes) -> None:
+                def take(piece: bytes | memoryview) -> None:
+                    if on_progress is not None:
+                        on_progress()
                     if file.tell() + len(piece) > size:
                         raise mtom.MtomError(f'more than the {size} bytes announced')
                     file.write(piece)

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The sojourn.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What both connection plugins are made of: options into a Target, the agent, errors into Ansible's; what differs is in plugins/connection."""
+"""What all connection plugins are made of: options into a Target, the agent, errors into Ansible's; what differs is in plugins/connection."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.plugins.connection import ConnectionBase
 from ansible.utils.display import Display
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Agent
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
@@ -51,7 +52,7 @@ class AgentConnection(ConnectionBase):
     has_pipelining = True
     has_tty = False
 
-    #: 'smb' or 'ssh'.
+    #: One of WAYS_IN.
     way_in: t.ClassVar[str]
 
     def __init__(self, *args: t.Any, **kwargs: t.Any) -> None:
@@ -89,16 +90,18 @@ class AgentConnection(ConnectionBase):
                 self.way_in, self.get_option('remote_addr'), host=self.host_name, port=self.get_option('port'), user=self.get_option('remote_user'),
                 password=self.get_option('password'), connection_timeout=self.get_option('connection_timeout'), lease_seconds=self.get_option('lease_seconds'),
                 reconnect_timeout=self.get_option('reconnect_timeout'),
-                agent_ports=self.get_option('agent_ports'), controller_address=self.get_option('controller_address'), **self.extra_options())
+                agent_ports=self.get_option('agent_ports'), controller_address=self.get_option('controller_address'),
+                transport=self.get_option('transport'), **self.extra_options())
             self._agent = Agent(target, self._owner_pid)
-            if display.verbosity >= 3:
+            if display.verbosity >= 1:
                 self._agent.on_step = self._show_step
         return self._agent
 
     def _show_step(self, step: dict[str, t.Any]) -> None:
-        """-vvv: what the broker did for a call, each step with its milliseconds."""
+        """-vvv: what the broker did for a call, each step with its milliseconds; -v: that ``transport: auto`` had to take the tunnel, and why."""
         took = f"{'FAILED AFTER ' if step['failed'] else ''}{step['seconds'] * 1000:.1f} ms"
-        display.vvv(f"{step['name'].upper()} {took}{': ' + step['detail'] if step['detail'] else ''}", host=self.host_name)
+        show = display.v if step['name'] == steps.NOT_DIRECTLY else display.vvv
+        show(f"{step['name'].upper()} {took}{': ' + step['detail'] if step['detail'] else ''}", host=self.host_name)
 
     # Ansible's interface
 
@@ -119,16 +122,17 @@ class AgentConnection(ConnectionBase):
         if deployed['changed']:
             laps = ', '.join(f'{name} {seconds * 1000:.0f} ms' for name, seconds in deployed['seconds'].items())
             info = deployed['info']
-            display.vvv(f"AGENT {info['service_name']} ON PORT {info['port']} ({info['tls_version']}): {laps}", host=self.host_name)
+            where = 'BY TUNNEL' if info['transport'] == 'tunnel' else f"ON PORT {info['port']}"
+            display.vvv(f"AGENT {info['service_name']} {where} ({info['tls_version']}): {laps}", host=self.host_name)
 
     def close(self) -> None:
         """Nothing to end: the broker keeps the session for the next task."""
         self._connected = False
 
     def reset(self) -> None:
-        """Removes the agent; the next task puts it there anew."""
+        """Removes the agent, and the next task puts it there anew; but not while other tasks of this run have commands there."""
         try:
-            self.agent.remove()
+            self.agent.remove(unless_used=True)
         except SojournError as error:
             # The target may be rebooting; what is left is removed by its agent, or by the next one.
             display.vvv(f'RESET: {error}', host=self.host_name)

@@ -23,19 +23,25 @@ import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import libraries, network, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target, parse_address
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import SYSTEMS, Target, parse_address
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Session, make_way_in
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import WayIn, agent_executable, name_of
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Entry, WayIn, agent_executable, name_of
 
 log = logging.getLogger('sojourn.diagnosis')
 
 #: What is imported for a session over each way in, by import name.
 LIBRARIES = {'smb': ('smbprotocol', 'pypsexec', 'spnego', 'cryptography', 'zeep', 'lxml', 'urllib3'),
+             'winrm': ('winrm', 'requests', 'spnego', 'cryptography', 'zeep', 'lxml', 'urllib3'),
              'ssh': ('paramiko', 'cryptography', 'zeep', 'lxml', 'urllib3')}
 #: What a sign-in over SMB without a password needs besides.
 KERBEROS = ('gssapi', 'krb5')
-SYSTEMS = {'smb': 'windows', 'ssh': 'linux'}
 ARCHITECTURES = ('amd64', 'arm64')
+#: The option, for people.
+TRANSPORTS = {
+    'direct': 'direct: by a port that the agent opens', 'tunnel': "tunnel: inside the way in's connection; no port is opened",
+    'auto': 'auto: direct, and by tunnel where that is not possible'}
+#: Over jump hosts.
+LED = 'tunnel: inside the connection that brings it there, since that goes over other hosts'
 FAMILIES = {'IPv6': socket.AF_INET6, 'IPv4': socket.AF_INET}
 
 Value = str | list[str] | SojournError
@@ -78,6 +84,9 @@ class Diagnosis:
         self.session = session
         self.findings: list[dict[str, t.Any]] = []
         self.way_in: WayIn | None = None
+        #: Whether one gets to the target over other hosts.
+        self.led = False
+        self.entry = Entry(target.address, target.port, target.connection_timeout)
         #: The target's addresses, and what came of those that were tried.
         self.peers: list[network.Peer] = []
         self.attempts: dict[network.Peer, network.Attempt] = {}
@@ -130,13 +139,30 @@ class Diagnosis:
 
     # Addresses
 
+    def _find_entry(self) -> bool:
+        """Finds where to connect to; False where there is no address to be looked up."""
+        way_in = self.way_in
+        if way_in is None:
+            return True
+        found = False
+        with self.telling('address', 'way'):
+            self.entry = way_in.entry()
+            found = True
+            self.led = way_in.led
+            if self.led:
+                self.add('address', 'way', way_in.described_way())
+        return found and way_in.looks_up
+
     def look_up(self) -> None:
         """The name's addresses by family, and the order of all."""
         target = self.target
         deadline = time.monotonic() + target.connection_timeout
-        everything = _Later(lambda: network.resolve(target.address, target.port))
-        if parse_address(target.address).literal is None:
-            by_family = {name: _Later(lambda family=family: network.resolve(target.address, target.port, family)) for name, family in FAMILIES.items()}
+        if not self._find_entry():
+            return
+        entry = self.entry
+        everything = _Later(lambda: network.resolve(entry.address, entry.port, entry.family))
+        if parse_address(entry.address).literal is None:
+            by_family = {name: _Later(lambda family=family: network.resolve(entry.address, entry.port, family)) for name, family in FAMILIES.items()}
             for name, later in by_family.items():
                 try:
                     found: Value = [peer.address for peer in later.result(deadline)]
@@ -145,12 +171,12 @@ class Diagnosis:
                 except TimeoutError:
                     found = f'no answer within {target.connection_timeout:g} s'
                 self.add('address', name, found, later.seconds)
-        with self.telling('address', 'order'), steps.step('resolve', target.address) as step:
+        with self.telling('address', 'order'), steps.step('resolve', entry.address) as step:
             try:
                 self.peers = everything.result(deadline)
             except TimeoutError:
                 detail = f'no answer from the name resolution within {target.connection_timeout:g} s'
-                raise SojournError('SD-201', step='looking up the name', address=target.address, detail=detail) from None
+                raise SojournError('SD-201', step='looking up the name', address=entry.address, detail=detail) from None
             step.detail = ', '.join(peer.address for peer in self.peers)
             self.add('address', 'order', [peer.address for peer in self.peers], everything.seconds)
 
@@ -173,18 +199,26 @@ class Diagnosis:
                 self._tell_attempt(peer, attempts[peer], peer in tried)
         if way_in is None:
             return
-        if way_in.peer is None:
+        if way_in.peer is None and (way_in.looks_up or reached is not None):
             if reached is not None:
                 self.add('address', 'taken', reached)
             return
-        self.add('address', 'taken', way_in.peer.address, attempts[way_in.peer].seconds)
-        self.add('address', 'controller address', self.target.controller_address or way_in.controller_address or '')
+        if way_in.peer is not None:
+            self.add('address', 'taken', way_in.peer.address, attempts[way_in.peer].seconds)
+            spoken -= attempts[way_in.peer].seconds
+        if not way_in.led:
+            self.add('address', 'controller address', self.target.controller_address or way_in.controller_address or '')
         section = self._section
         facts = way_in.other_end()
         for number, (name, value) in enumerate(facts):
-            self.add(section, name, value, spoken - attempts[way_in.peer].seconds if number == 0 else None)
+            self.add(section, name, value, spoken if number == 0 else None)
         if reached is not None:
             self.add(section, 'outcome', reached)
+
+    @property
+    def may_reach(self) -> bool:
+        """Whether there is somewhere to connect to, as far as that is known."""
+        return bool(self.peers) or not self.failed and self.way_in is not None and not self.way_in.looks_up
 
     def _try(self, peers: list[network.Peer]) -> dict[network.Peer, network.Attempt]:
         """All at once, each for itself."""
@@ -207,7 +241,7 @@ class Diagnosis:
         with contextlib.suppress(SojournError):
             own = f', from {network.own_address(peer)}'
         error = attempt.error
-        outcome = f'port {self.target.port} answers{own}' if error is None else f'{error.sentence.rstrip(".")} ({error.code}){own}'
+        outcome = f'port {self.entry.port} answers{own}' if error is None else f'{error.sentence.rstrip(".")} ({error.code}){own}'
         self.add('address', peer.address, outcome if tried else f'{outcome}; not needed, an address before it answers', attempt.seconds)
 
     @property
@@ -266,10 +300,12 @@ class Diagnosis:
             needed = platform == self._platform or not self._platform and all(isinstance(other, SojournError) for other in found.values())
             self.add('agent', platform, f'{value.sentence} ({value.code})' if isinstance(value, SojournError) and not needed else value)
         self.add('agent', 'name', name_of(self.session.run if self.session is not None else self.run))
+        self.add('agent', 'transport', LED if self.led else TRANSPORTS[target.transport])
         self.add('agent', 'ports', '-'.join(str(port) for port in dict.fromkeys(target.agent_ports)))
         there = 'not on the target by this run'
         if self.session is not None and self.session.live:
-            there = f'at work on port {self.session.known.get("port")}'
+            known = self.session.known
+            there = 'at work, reached by tunnel' if known.get('transport') == 'tunnel' else f'at work on port {known.get("port")}'
         self.add('agent', 'state', there)
 
 
@@ -283,7 +319,7 @@ def diagnose(target: Target, run: str, session: Session | None, *, sign_in: bool
                 diagnosis.way_in = make_way_in(target, run)
         diagnosis.look_up()
         with diagnosis.telling('address', 'taken'):
-            if diagnosis.peers:
+            if diagnosis.may_reach:
                 diagnosis.reach()
         diagnosis.look_at_credentials()
         diagnosis.sign_in(sign_in)

@@ -16,38 +16,47 @@ End = dict[str, t.Any] | BaseException
 class Job:
     """A process that runs for a caller, as far as somebody else than the caller's thread deals with it: to kill it, or to feed it.
 
-    With ``finish`` it is an installation: when the caller goes away it is let finish. ``on_start`` is called once the agent has started it;
-    ``on_end`` is told what it came to, and whether the caller still was there to hear it.
+    With ``finish`` it is an installation: when the caller goes away it is let finish. ``on_watch`` is to have somebody look whether the caller is there
+    still, from when that matters on; ``on_start`` is called once the agent has started the process; ``on_end`` is told what it came to, and whether
+    the caller still was there to hear it.
     """
 
-    def __init__(self, *, handle: str | None = None, finish: bool = False, package: str | None = None,
+    def __init__(self, *, handle: str | None = None, finish: bool = False, package: str | None = None, on_watch: t.Callable[[], None] | None = None,
                  on_start: t.Callable[[], None] | None = None, on_end: t.Callable[[End, bool], None] | None = None) -> None:
         #: The agent's name for it, chosen here so that the order to start it can be sent again.
         self.handle = handle or secrets.token_hex(16)
         self.finish = finish
         #: For people; None: it installs nothing.
         self.package = package
+        self._on_watch = on_watch
         self._on_start = on_start
         self._on_end = on_end
         self._lock = threading.Lock()
         self._kill: t.Callable[[], None] | None = None
-        self._write: t.Callable[[bytes, bool], None] | None = None
-        self._early: list[tuple[bytes, bool]] = []
+        self._write: t.Callable[[bytes, bool, bool], None] | None = None
+        self._early: list[tuple[bytes, bool, bool]] = []
         #: Set once nobody waits for the result any more, and the process is to be killed.
         self.cancelled = threading.Event()
         #: Set once nobody waits for the result any more.
         self.left = threading.Event()
         self.finished = False
 
-    def started(self, kill: t.Callable[[], None], write: t.Callable[[bytes, bool], None]) -> None:
+    def watch(self) -> None:
+        """Something begins that may take long; called by the caller's own thread. Most commands are over before that."""
+        on_watch, self._on_watch = self._on_watch, None
+        if on_watch is not None:
+            on_watch()
+
+    def started(self, kill: t.Callable[[], None], write: t.Callable[[bytes, bool, bool], None]) -> None:
         """From now on the agent has it."""
         with self._lock:
             self._kill, self._write = kill, write
             early, self._early = self._early, []
+        self.watch()
         if self._on_start is not None:
             self._on_start()
-        for data, close in early:
-            write(data, close)
+        for data, close, answer in early:
+            write(data, close, answer)
         if self.cancelled.is_set():
             kill()
 
@@ -69,14 +78,14 @@ class Job:
         if kill is not None:
             kill()
 
-    def write(self, data: bytes, close: bool) -> None:
-        """Bytes for its standard input."""
+    def write(self, data: bytes, close: bool, answer: bool = False) -> None:
+        """Bytes for its standard input; see ``broker_client.Input``."""
         with self._lock:
             if self._write is None:
-                self._early.append((data, close))
+                self._early.append((data, close, answer))
                 return
             write = self._write
-        write(data, close)
+        write(data, close, answer)
 
     def ended(self, end: End) -> None:
         """It has ended, or is lost."""

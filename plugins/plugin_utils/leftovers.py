@@ -10,6 +10,7 @@ import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import session_file
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import SYSTEMS
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Found, WayIn
 
 if t.TYPE_CHECKING:
@@ -28,8 +29,8 @@ def clean(session: Session, way_in: t.Callable[[], WayIn], run: str | None, forc
             session.remove()
         changed = True
     found = _find(session, way_in(), run, check)
-    # Over SMB firewall rules do not show: only an agent on the target finds one that is all that is left.
-    if not found and session.target.way_in != 'smb':
+    # Over the ways in to Windows firewall rules do not show: only an agent on the target finds one that is all that is left.
+    if not found and SYSTEMS[session.target.way_in] != 'windows':
         return {'changed': changed, 'leftovers': []}
     leftovers = _remove(session, way_in, found, run, force, check)
     return {'changed': changed or any(item['state'] == 'removed' for item in leftovers), 'leftovers': leftovers}

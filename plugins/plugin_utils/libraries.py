@@ -23,6 +23,8 @@ DISTRIBUTIONS = {
     'lxml': 'lxml',
     'olefile': 'olefile',
     'paramiko': 'paramiko',
+    'requests': 'requests',
+    'winrm': 'pywinrm',
     'pypsexec': 'pypsexec',
     'rpmfile': 'rpmfile',
     'smbprotocol': 'smbprotocol',

@@ -36,6 +36,17 @@ _BUILTIN = ('ansible.builtin.', 'ansible.legacy.')
 LONGEST = 60
 
 
+def prepare() -> None:
+    """Has this process find, once, what each worker that it forks would find anew: where modules are, and how arguments and results are written."""
+    with contextlib.suppress(Exception):  # whatever it is, a worker will tell
+        module_loader.find_plugin_with_context('ansible.legacy.command', '.py')
+    with contextlib.suppress(Exception):  # ansible-core before 2.19 has none of it
+        from ansible.module_utils.common import json
+
+        json.get_module_encoder('legacy', json.Direction.CONTROLLER_TO_MODULE)
+        json.get_module_decoder('legacy', json.Direction.MODULE_TO_CONTROLLER)
+
+
 def fill(play: t.Any) -> int | None:
     """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be."""
     try:

@@ -13,6 +13,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import io
 import secrets
 import typing as t
 
@@ -21,8 +22,10 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import li
 etree = library('lxml.etree')
 
 XOP = 'http://www.w3.org/2004/08/xop/include'
-#: Bytes read from a file, and handed to the TLS connection, at a time.
+#: Bytes of an answer that is no file that are asked for at a time, and of a file for which pieces are dear.
 CHUNK = 1 << 20
+#: Bytes of a file that are there at a time: what was read or decrypted is hashed and handed on while it is in the processor's cache.
+BUFFER = 256 << 10
 #: Longest root part that an answer may have: a target must not be able to exhaust the controller's memory.
 MAXIMUM_ROOT = 64 << 20
 _MAXIMUM_PART_HEADERS = 16 << 10
@@ -43,8 +46,8 @@ class Source(t.Protocol):
 
     size: int
 
-    def __iter__(self) -> t.Iterator[bytes]:
-        """Chunks, ``size`` bytes in all."""
+    def __iter__(self) -> t.Iterator[bytes | memoryview]:
+        """Chunks, ``size`` bytes in all, each to be used before the next is asked for."""
 
 
 @dataclasses.dataclass
@@ -77,28 +80,31 @@ class Late:
 
 
 class FileSource:
-    """A stretch of an open file, hashed on its way; ``hash`` may have been fed with what is before the stretch."""
+    """A stretch of a file, hashed on its way; ``hash`` may have been fed with what is before the stretch."""
 
-    def __init__(self, file: t.BinaryIO, size: int, *, hash: t.Any = None, on_chunk: t.Callable[[int], None] | None = None) -> None:
+    def __init__(self, file: io.BufferedReader, size: int, *, hash: t.Any = None, on_chunk: t.Callable[[int], None] | None = None,
+                 chunk: int = BUFFER) -> None:
         self.size = size
+        self._chunk = chunk
         self.hash = hash if hash is not None else hashlib.sha256()
         self._file = file
         self._on_chunk = on_chunk
 
-    def __iter__(self) -> t.Iterator[bytes]:
+    def __iter__(self) -> t.Iterator[memoryview]:
         left = self.size
+        buffer = memoryview(bytearray(min(self._chunk, left)))
         while left:
             try:
-                data = self._file.read(min(CHUNK, left))
+                count = self._file.readinto(buffer[:left])
             except OSError as error:  # as such it would be taken for the connection's
                 raise SourceError(error.strerror or str(error)) from None
-            if not data:
+            if not count:
                 raise SourceError(f'it became shorter by {left} bytes while it was read')
-            left -= len(data)
-            self.hash.update(data)
-            yield data
+            left -= count
+            self.hash.update(buffer[:count])
+            yield buffer[:count]
             if self._on_chunk is not None:
-                self._on_chunk(len(data))
+                self._on_chunk(count)
 
 
 class Placeholder:
@@ -140,7 +146,7 @@ class Body:
         """Value of the header Content-Type."""
         return f'multipart/related; type="application/xop+xml"; start="<root@sojourn>"; start-info="text/xml"; boundary="{self._boundary}"'
 
-    def __iter__(self) -> t.Iterator[bytes]:
+    def __iter__(self) -> t.Iterator[bytes | memoryview]:
         # Small pieces travel together: each yield is one TLS record or more.
         pending = b''
         for head, source in self._pieces:
@@ -170,45 +176,55 @@ def parse_content_type(value: str) -> tuple[str, dict[str, str]]:
 
 
 class Reader:
-    """Reads multipart/related from ``read(count)``, part by part, without holding a part in memory."""
+    """Reads multipart/related part by part, without holding a part in memory; ``read_into`` fills a buffer as ``io.RawIOBase.readinto`` does."""
 
-    def __init__(self, read: t.Callable[[int], bytes], boundary: str) -> None:
+    def __init__(self, read_into: t.Callable[[memoryview], int], boundary: str) -> None:
         if not boundary or len(boundary) > 200:
             raise MtomError('the boundary is missing')
-        self._read = read
+        self._read_into = read_into
         self._delimiter = b'\r\n--' + boundary.encode('latin-1')
+        # One buffer for all, since to get memory for each piece takes as long as to decrypt it; what is in it, and was not taken, is from start to end.
+        self._buffer = bytearray(BUFFER)
+        self._view = memoryview(self._buffer)
         # The first delimiter has no line break before it; with one put there, all are alike.
-        self._buffer = bytearray(b'\r\n')
+        self._buffer[:2] = b'\r\n'
+        self._start, self._end = 0, 2
         self._ended = False
         self._in_part = False
         self._last = False
 
     def _fill(self) -> bool:
+        """False: nothing more comes."""
         if self._ended:
             return False
-        data = self._read(CHUNK)
-        if not data:
-            self._ended = True
-            return False
-        self._buffer += data
-        return True
+        if self._start:
+            left = self._end - self._start
+            self._buffer[:left] = self._buffer[self._start:self._end]
+            self._start, self._end = 0, left
+        count = self._read_into(self._view[self._end:])
+        self._end += count
+        self._ended = not count
+        return not self._ended
 
-    def data(self) -> t.Iterator[bytes]:
-        """The present part's data, in chunks."""
+    def _begins_with(self, text: bytes, start: int = 0) -> bool:
+        return self._buffer.startswith(text, self._start + start, self._end)
+
+    def data(self) -> t.Iterator[memoryview]:
+        """The present part's data, in pieces, each to be used before the next is asked for."""
         while self._in_part:
-            at = self._buffer.find(self._delimiter)
+            at = self._buffer.find(self._delimiter, self._start, self._end)
             if at >= 0:
-                piece = bytes(self._buffer[:at])
-                del self._buffer[:at]
+                piece = self._view[self._start:at]
+                self._start = at
                 self._in_part = False
                 if piece:
                     yield piece
                 return
             # What could be the delimiter's beginning stays.
-            sure = len(self._buffer) - len(self._delimiter) + 1
+            sure = self._end - self._start - len(self._delimiter) + 1
             if sure > 0:
-                piece = bytes(memoryview(self._buffer)[:sure])
-                del self._buffer[:sure]
+                piece = self._view[self._start:self._start + sure]
+                self._start += sure
                 yield piece
             if not self._fill():
                 raise MtomError('the answer ended inside a part')
@@ -221,7 +237,7 @@ class Reader:
             size += len(piece)
             if size > limit:
                 raise MtomError(f'a part is longer than {limit} bytes')
-            pieces.append(piece)
+            pieces.append(bytes(piece))
         return b''.join(pieces)
 
     def next(self) -> dict[str, str] | None:
@@ -230,30 +246,32 @@ class Reader:
             return None
         for unused_piece in self.data():
             pass
-        if not self._buffer.startswith(self._delimiter):
+        if not self._begins_with(self._delimiter):
             # A preamble, before the first part only.
             self._in_part = True
             for unused_piece in self.data():
                 pass
-        start = len(self._delimiter)
-        while len(self._buffer) < start + 2:
+        length = len(self._delimiter)
+        while self._end - self._start < length + 2:
             if not self._fill():
                 raise MtomError('the answer ended at a boundary')
-        if self._buffer[start:start + 2] == b'--':
+        if self._begins_with(b'--', length):
             self._last = True
+            self._start = self._end
             while self._fill():  # to the end, so that the connection can be used again
-                self._buffer.clear()
+                self._start = self._end
             return None
         while True:
-            line_end = self._buffer.find(b'\r\n', start)
-            end = self._buffer.find(b'\r\n\r\n', start)
+            begin = self._start + length
+            line_end = self._buffer.find(b'\r\n', begin, self._end)
+            end = self._buffer.find(b'\r\n\r\n', begin, self._end)
             if end >= 0:
                 break
-            if len(self._buffer) - start > _MAXIMUM_PART_HEADERS:
+            if self._end - begin > _MAXIMUM_PART_HEADERS:
                 raise MtomError("a part's headers are too long")
             if not self._fill():
                 raise MtomError("the answer ended inside a part's headers")
-        if self._buffer[start:line_end].strip():
+        if self._buffer[begin:line_end].strip():
             raise MtomError('a boundary has something after it')
         headers: dict[str, str] = {}
         for line in bytes(self._buffer[line_end + 2:end]).split(b'\r\n'):
@@ -261,14 +279,12 @@ class Reader:
             if colon:
                 headers[name.strip().lower()] = value.strip()
         # The line break after the headers also counts as the one before a delimiter, for a part without data.
-        del self._buffer[:end + 2]
-        if self._buffer.startswith(self._delimiter):
-            self._in_part = False
-        else:
-            while len(self._buffer) < 2 and self._fill():
-                pass
-            del self._buffer[:2]
-            self._in_part = True
+        self._start = end + 2
+        while self._end - self._start < len(self._delimiter) and self._fill():
+            pass
+        self._in_part = not self._begins_with(self._delimiter)
+        if self._in_part:
+            self._start = min(self._start + 2, self._end)
         return headers
 
 

@@ -14,13 +14,20 @@ import errno
 import os
 import select
 import socket
+import struct
 import time
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
+#: Seconds after which a target that acknowledges nothing counts as gone; its agent may take longer for an answer.
+SILENCE_SECONDS = 12
+
 #: Seconds that an address has for itself before the next one is tried beside it (RFC 8305, section 5).
 STAGGER_SECONDS = 0.25
+
+#: Of struct tcp_info (linux/tcp.h), eight bytes and fifteen other figures, then tcpi_rtt in microseconds.
+_RTT = struct.Struct('=68xI')
 
 _NO_ROUTE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENODEV, errno.EINVAL)
 
@@ -156,6 +163,28 @@ def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str,
         for connection, unused_peer in running.values():
             connection.close()
     raise min(failures, key=lambda failure: _TELLING.get(failure.code, 9))
+
+
+def notice_silence(connection: socket.socket) -> None:
+    """Has the kernel end a connection whose other end is gone without a word, as after a power cut, whether something is sent or waited for."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        'TCP_KEEPIDLE': SILENCE_SECONDS // 2, 'TCP_KEEPINTVL': SILENCE_SECONDS // 6, 'TCP_KEEPCNT': 3, 'TCP_USER_TIMEOUT': SILENCE_SECONDS * 1000}
+    for name, value in options.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def round_trip(connection: socket.socket) -> float | None:
+    """Seconds there and back, as the kernel has measured it while it connected (tcp(7), TCP_INFO); None: it does not tell.
+
+    What this process was doing meanwhile does not count.
+    """
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT.size)
+        return _RTT.unpack(info)[0] / 1e6
+    except (OSError, AttributeError, struct.error):
+        return None
 
 
 def local_address(connection: socket.socket) -> str:

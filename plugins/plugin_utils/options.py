@@ -10,14 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import re
 import typing as t
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.accounts import parse_account
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
-WAYS_IN = ('smb', 'ssh')
-DEFAULT_PORTS = {'smb': 445, 'ssh': 22}
+WAYS_IN = ('smb', 'ssh', 'winrm')
+#: The operating system that a way in leads to.
+SYSTEMS = {'smb': 'windows', 'ssh': 'linux', 'winrm': 'windows'}
+#: WinRM's with TLS.
+DEFAULT_PORTS = {'smb': 445, 'ssh': 22, 'winrm': 5986}
+WINRM_SCHEMES = {'http': 5985, 'https': 5986}
+WINRM_TRANSPORTS = ('ntlm', 'basic')
 DEFAULT_AGENT_PORTS = (62286, 62293)
+#: Stands for the user whom the way in signed in as, in a call to the broker.
+LOGIN_USER = ''
+#: How the way in over SSH becomes root where the sign-in is not root's own.
+ROOT_METHODS = ('sudo', 'su')
+TRANSPORTS = ('direct', 'tunnel', 'auto')
 
 #: What a host name may look like: RFC 1123 labels, with the underscore that Windows names have in the field.
 _NAME = re.compile(r'(?=.{1,253}\.?$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?')
@@ -152,6 +164,35 @@ def _text(option: str, value: t.Any, *, secret: bool = False) -> str | None:
     return text
 
 
+def _directory() -> str:
+    """This process's; the root where that is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return '/'
+
+
+def _path(option: str, value: t.Any, directory: str) -> str | None:
+    """An option's path from the root, or from a home ('~'), or None. Raises SD-102."""
+    path = _text(option, value) or None
+    return path if path is None or path.startswith('~') else os.path.join(directory, path)
+
+
+def _winrm(options: dict[str, t.Any], port: int | None) -> dict[str, t.Any]:
+    """The options of the way in WinRM. Raises SD-102."""
+    scheme = _text('scheme', options.get('winrm_scheme')) or ('http' if port == WINRM_SCHEMES['http'] else 'https')
+    transport = _text('winrm_transport', options.get('winrm_transport')) or 'ntlm'
+    for option, value, known in (('scheme', scheme, WINRM_SCHEMES), ('winrm_transport', transport, WINRM_TRANSPORTS)):
+        if value not in known:
+            raise SojournError('SD-102', step='reading the options', option=option, detail=f"'{value}' is none of {', '.join(known)}")
+    if transport == 'basic' and scheme == 'http':
+        detail = 'basic over http would show the password to everybody on the way'
+        raise SojournError('SD-102', step='reading the options', option='winrm_transport', detail=detail)
+    return {
+        'winrm_scheme': scheme, 'winrm_transport': transport, 'winrm_validate': bool(options.get('winrm_validate', True)),
+        'winrm_ca_file': _text('ca_trust_path', options.get('winrm_ca_file')) or None}
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """One target as the options describe it. Make it with ``Target.make``, which checks.
@@ -171,12 +212,29 @@ class Target:
     reconnect_timeout: float = 300.0
     agent_ports: tuple[int, int] = DEFAULT_AGENT_PORTS
     controller_address: str | None = None
+    transport: str = 'direct'
     key_file: str | None = None
     key_passphrase: str | None = dataclasses.field(default=None, repr=False)
     known_hosts: str | None = None
     host_key_checking: bool = True
     host_key_auto_add: bool = False
     remote_folders: tuple[str, ...] = ()
+    ntlm_fallback: bool = False
+    smb_encryption: bool = True
+    #: The user's working directory, from which relative paths lead: the broker has another one.
+    directory: str = '/'
+    #: Whether the port is the user's, so that no file of settings has another one.
+    port_given: bool = False
+    #: OpenSSH's settings: a file in the place of the usual ones, 'none' for none; arguments as for ssh(1).
+    config_file: str | None = None
+    ssh_args: str = ''
+    ssh_common_args: str = ''
+    ssh_extra_args: str = ''
+    root_method: str = 'sudo'
+    winrm_scheme: str = 'https'
+    winrm_transport: str = 'ntlm'
+    winrm_validate: bool = True
+    winrm_ca_file: str | None = None
 
     @classmethod
     def make(cls, way_in: str, address: t.Any, **options: t.Any) -> Target:
@@ -201,12 +259,21 @@ class Target:
             if parsed.literal is None:
                 raise SojournError('SD-102', step='reading the options', option='controller_address', detail='it must be an address, not a name')
             controller_address = parsed.host.partition('%')[0]
+        transport = _text('transport', options.get('transport')) or 'direct'
+        if transport not in TRANSPORTS:
+            raise SojournError('SD-102', step='reading the options', option='transport', detail=f"'{transport}' is none of {', '.join(TRANSPORTS)}")
+        if way_in == 'winrm' and transport == 'tunnel':
+            raise SojournError('SD-102', step='reading the options', option='transport', detail='WinRM leads to no tunnel; direct and auto are left')
         port = options.get('port')
         user = _text('remote_user', options.get('user')) or None
         password = _text('password', options.get('password'), secret=True)
-        key_file = _text('private_key_file', options.get('key_file')) or None
-        if way_in == 'smb' and password is not None and user is None:
+        directory = _text('directory', options.get('directory')) or _directory()
+        config_file = _text('config_file', options.get('config_file')) or None
+        if SYSTEMS[way_in] == 'windows' and password is not None and user is None:
             raise SojournError('SD-102', step='reading the options', option='remote_user', detail='a password was given without a user')
+        if SYSTEMS[way_in] == 'windows' and user is not None:
+            parse_account(user)
+        root_method = (_text('root_method', options.get('root_method')) or 'sudo').removeprefix('ansible.builtin.').removeprefix('ansible.legacy.')
         folders = options.get('remote_folders') or ()
         if isinstance(folders, str):
             folders = [folders]
@@ -214,10 +281,12 @@ class Target:
         for folder in remote_folders:
             if not folder.startswith('/'):
                 raise SojournError('SD-102', step='reading the options', option='remote_folders', detail=f"'{folder}' is not an absolute path")
+        number = None if port in (None, '') else _whole_number('port', port, 1, 65535)
+        winrm = _winrm(options, number) if way_in == 'winrm' else {}
         return cls(
             way_in=way_in,
             address=parse_address(_text('remote_addr', address)).host,
-            port=DEFAULT_PORTS[way_in] if port in (None, '') else _whole_number('port', port, 1, 65535),
+            port=number or (WINRM_SCHEMES[winrm['winrm_scheme']] if winrm else DEFAULT_PORTS[way_in]),
             user=user,
             password=password,
             become_password=_text('become_password', options.get('become_password'), secret=True),
@@ -227,17 +296,31 @@ class Target:
             reconnect_timeout=_seconds('reconnect_timeout', options.get('reconnect_timeout', 300), 0, 86400),
             agent_ports=parse_ports(options.get('agent_ports') or DEFAULT_AGENT_PORTS),
             controller_address=controller_address,
-            key_file=key_file,
+            transport=transport,
+            key_file=_path('private_key_file', options.get('key_file'), directory),
             key_passphrase=_text('private_key_passphrase', options.get('key_passphrase'), secret=True),
-            known_hosts=_text('known_hosts_file', options.get('known_hosts')) or None,
+            known_hosts=_path('known_hosts_file', options.get('known_hosts'), directory),
             host_key_checking=bool(options.get('host_key_checking', True)),
             host_key_auto_add=bool(options.get('host_key_auto_add', False)),
-            remote_folders=remote_folders)
+            remote_folders=remote_folders,
+            ntlm_fallback=bool(options.get('ntlm_fallback', False)),
+            smb_encryption=bool(options.get('smb_encryption', True)),
+            directory=directory,
+            port_given=port not in (None, ''),
+            config_file=config_file if config_file == 'none' else _path('config_file', config_file, directory),
+            ssh_args=_text('ssh_args', options.get('ssh_args')) or '',
+            ssh_common_args=_text('ssh_common_args', options.get('ssh_common_args')) or '',
+            ssh_extra_args=_text('ssh_extra_args', options.get('ssh_extra_args')) or '',
+            # Of a task's become, what else there may be (community.general.doas ...) says nothing of the way in.
+            root_method=root_method if root_method in ROOT_METHODS else 'sudo',
+            **winrm)
 
     @property
     def key(self) -> str:
         """Names the session of this target in the broker. Secrets are not part of it: a new password is no new target."""
-        return f'{self.way_in}://{self.user or ""}@{self.address}|{self.port}'
+        # Behind another jump host the same address is another host.
+        route = '|'.join((self.config_file or '', self.ssh_args, self.ssh_common_args, self.ssh_extra_args))
+        return f'{self.way_in}://{self.user or ""}@{self.address}|{self.port}{"|" + route if route.strip("|") else ""}'
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -246,7 +329,7 @@ class Target:
 
     def to_dict(self) -> dict[str, t.Any]:
         """Form for the broker's socket. Holds the secrets."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))  # there is nothing in it to be copied any deeper
 
     @classmethod
     def from_dict(cls, data: dict[str, t.Any]) -> Target:

@@ -18,9 +18,9 @@ import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import diagnosis, network
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError, catalogue
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target, parse_address
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import SYSTEMS, Target, parse_address
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Session, make_way_in
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Found, agent_executable
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import CLOCK_SECONDS, Found, agent_executable
 
 log = logging.getLogger('sojourn.preflight')
 
@@ -30,8 +30,6 @@ OK, WARNING, FAILED = 'ok', 'warning', 'failed'
 AGENT_ROOM = 1 << 20
 #: Bytes below which it is doubtful that a package finds room as well.
 PACKAGE_ROOM = 100 << 20
-#: Seconds that the clocks may differ by: Kerberos' own limit (RFC 4120, 1.6).
-CLOCK_SECONDS = 300.0
 #: States of a Windows service ([MS-SCMR] 2.2.47).
 SERVICE_RUNNING = 4
 #: What Windows calls its builds, each from that one on (https://learn.microsoft.com/windows/release-health/).
@@ -46,6 +44,8 @@ OLD_WINDOWS = {
 SAMBA = (6, 1, 0)
 #: Firewalls as the agent names them, in the order in which it asks.
 FIREWALLS = ('firewalld', 'ufw', 'nftables', 'iptables', 'iptables-legacy')
+#: Of the firewall, where the transport is the tunnel.
+NO_RULE = 'it takes no part: the agent is reached by tunnel'
 
 _FAMILIES = {socket.AF_INET6: 'IPv6', socket.AF_INET: 'IPv4'}
 #: No error of the catalogue is about these, since a deployment goes on all the same.
@@ -419,7 +419,7 @@ class Preflight:
         try:
             inner.look_up()
             self._judge_names()
-            if inner.peers:
+            if inner.may_reach:
                 with inner.telling('address', 'taken'):
                     inner.reach()
                 self._judge_routes()
@@ -438,10 +438,17 @@ class Preflight:
 
     def _judge_names(self) -> None:
         target, findings = self.target, self._diagnosis.findings
-        if parse_address(target.address).literal is not None:
+        way_in = self._diagnosis.way_in
+        if not self._errors(('address', 'way')) and way_in is not None and way_in.led:
+            for error in self._errors(('address', 'order')):
+                self.add(failed('name', error))
+                return
+            self.add(ok('name', f"over {', '.join(way_in.described_way())}"))
+            return
+        if parse_address(target.address).literal is not None and not self._errors(('address', 'way')):
             self.add(ok('name', f'{target.address} is an address'))
             return
-        for error in self._errors(('address', 'order')):
+        for error in self._errors(('address', 'order'), ('address', 'way')):
             self.add(failed('name', error))
             return
         told = {finding['name']: finding['value'] for finding in findings if finding['section'] == 'address'}
@@ -479,7 +486,7 @@ class Preflight:
 
     def _judge_ports(self) -> None:
         """The way in's port, and what answers there."""
-        check = f'port {self.target.port}'
+        check = f'port {self._diagnosis.entry.port}'
         attempts = self._attempts()
         open_at = [attempt.peer.address for attempt in attempts if attempt.error is None]
         for attempt in attempts:
@@ -490,13 +497,15 @@ class Preflight:
                 detail = f'{found.detail} Windows XP and Server 2003 never answer there over IPv6, and are not supported.'
                 found = dataclasses.replace(found, detail=detail)
             self.checks.append(found)
-        errors = self._errors(('address', 'taken'), ('SSH', 'outcome'), ('SMB', 'outcome'))
+        errors = self._errors(('address', 'taken'), ('SSH', 'outcome'), ('SMB', 'outcome'), ('WINRM', 'outcome'))
         # What answers may not speak the protocol.
         if open_at and not any(error.code.startswith('SD-2') for error in errors):
             self.add(ok(check, f"answers at {', '.join(open_at)}"))
         for error in errors:
             if error.code in ('SD-303', 'SD-304'):
                 self.add(failed('host key', error))
+            elif error.code == 'SD-321':
+                self.add(failed('certificate', error))
             elif error.code == 'SD-404':
                 self.add(failed('OS', error))
             elif error.code.startswith('SD-3'):
@@ -515,7 +524,7 @@ class Preflight:
                 way_in.sign_in()
             except SojournError as error:
                 # ADMIN$ comes after the sign-in itself, and only administrators get there.
-                if error.code != 'SD-401':
+                if error.code not in ('SD-401', 'SD-411'):
                     raise
                 rights = error
             facts = {}
@@ -525,7 +534,7 @@ class Preflight:
                 for name, value in way_in.survey():
                     facts[name] = value
             finally:
-                if self.target.way_in == 'smb':
+                if SYSTEMS[self.target.way_in] == 'windows':
                     self._judge_windows(facts, rights)
                 else:
                     self._judge_linux(facts)
@@ -558,7 +567,9 @@ class Preflight:
         self.add(*(check for check in folders if check.check != 'folder'))
         self.add(judge_reboot(shell))
         filters = facts.get('filters')
-        if isinstance(filters, SojournError):
+        if self.target.transport == 'tunnel' or self._diagnosis.led:
+            self.add(ok('firewall', NO_RULE))
+        elif isinstance(filters, SojournError):
             self.add(failed('firewall', filters))
         elif filters is not None:
             self.add(judge_filters(filters))
@@ -578,11 +589,17 @@ class Preflight:
         elif denied is not None:
             self.add(failed('sudo', denied))
         elif isinstance(facts.get('rights'), list):
-            self.add(ok('sudo', 'asks for no password' if facts.get('sudo') == 'free' else 'takes the password'))
+            by_su = str(dict(facts['rights'])['rights']).endswith('by su')
+            self.add(ok('sudo', 'not needed: root by su' if by_su else 'asks for no password' if facts.get('sudo') == 'free' else 'takes the password'))
 
     def _judge_windows(self, facts: dict[str, t.Any], rights: SojournError | None) -> None:
         services = facts.get('services')
-        self.add(failed('admin rights', rights) if rights is not None else ok('admin rights', 'ADMIN$ is open to it'))
+        if self.target.way_in == 'winrm':
+            if 'services' in facts:
+                self.add(failed('admin rights', services) if isinstance(services, SojournError) else ok('admin rights', 'those of an administrator'))
+                services = None
+        else:
+            self.add(failed('admin rights', rights) if rights is not None else ok('admin rights', 'ADMIN$ is open to it'))
         written = facts.get('share write')
         if isinstance(written, SojournError):
             self.add(failed('share write', written))
@@ -602,7 +619,9 @@ class Preflight:
         self._judge_windows_room(facts.get('free'), architecture)
         if 'waiting updates' in facts:
             self.add(judge_updates(facts['waiting updates']))
-        if 'firewall' in facts:
+        if self.target.transport == 'tunnel':
+            self.add(ok('firewall', NO_RULE))
+        elif 'firewall' in facts:
             self.add(judge_windows_firewall(facts['firewall']))
         if facts.get('clock') is not None:
             self.add(judge_clock(facts['clock']))

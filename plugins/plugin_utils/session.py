@@ -8,24 +8,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
+import getpass
 import logging
 import threading
 import time
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, libraries, session_file, steps
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import leftovers, libraries, module_archive, session_file, steps
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import LOGIN_USER, Target
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import REMOVE_SECONDS, AlreadyPlaced, Config, Ready, WayIn, name_of
 
 if t.TYPE_CHECKING:
     from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils import tunnel as tunnel_module
 else:
     # zeep and urllib3 take as long to load as to sign in takes: who is about to sign in does not wait for them; see load_channel.
     channel_module = libraries.Later('ansible_collections.sojourn.deploy.plugins.plugin_utils.channel')
+    tunnel_module = libraries.Later('ansible_collections.sojourn.deploy.plugins.plugin_utils.tunnel')
 
 log = logging.getLogger('sojourn.session')
 
@@ -42,6 +44,8 @@ MAXIMUM_OUTPUT = 1 << 30
 CALL_AGAIN_SECONDS = 10.0
 #: Seconds without a word from the agent after which it is asked whether it is there, before anything is asked of it.
 ASK_AFTER_SECONDS = 5.0
+#: How often an agent is put there anew for a task, where others take it away again before the task comes to it.
+AGAIN_WHERE_REMOVED = 3
 #: Seconds after which an agent that is on its way out, and cannot be connected to, may be gone.
 GONE_SECONDS = 1.0
 #: Seconds between two tries to reach a target that was there before: the first, and the longest.
@@ -53,25 +57,40 @@ RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
 LOST = ('SD-502', 'SD-503')
 #: Nobody is there just now; a sign-in that is refused is another matter, and trying it again locks accounts.
-NOT_THERE = ('SD-202', 'SD-203', 'SD-204', 'SD-205', 'SD-501')
+NOT_THERE = ('SD-202', 'SD-203', 'SD-204', 'SD-205', 'SD-501', 'SD-507')
 
-#: Begins a zip in base64, as Ansible writes it into a module's program; and how long it is where it is worth the trouble.
-ARCHIVE_MARK = b"'UEsDB"
-LEAST_ARCHIVE = 4096
+#: Seconds to connect to the agent's port after which the transport auto gives it up: a packet may be lost twice.
+AUTO_SECONDS = 4.0
+#: With the transport auto, what a tunnel helps against: the port is not let through, none is free, or the firewall takes no rule.
+NOT_DIRECT = ('SD-501', 'SD-601', 'SD-602', 'SD-603')
+
+#: An ended process that keeps more than so many bytes of output is released by itself, and so are processes of which there are more than this:
+#: what one Execute may release.
+RELEASE_AT_ONCE_BYTES = 64 << 10
+RELEASE_WITH_NEXT = 64
 
 #: Told what happens while a session ends: ('waiting', package=...).
 Report = t.Callable[..., None]
 
 
-def make_way_in(target: Target, run: str) -> WayIn:
-    """The way in for a target. The libraries behind it are imported here, at its first use."""
-    if target.way_in == 'smb':
+def load_way_in(name: str) -> type[WayIn]:
+    """A way in by its name. The libraries behind it are imported here, at its first use."""
+    if name == 'smb':
         from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in_smb import SmbWayIn
 
-        return SmbWayIn(target, run)
+        return SmbWayIn
+    if name == 'winrm':
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in_winrm import WinrmWayIn
+
+        return WinrmWayIn
     from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in_ssh import SshWayIn
 
-    return SshWayIn(target, run)
+    return SshWayIn
+
+
+def make_way_in(target: Target, run: str) -> WayIn:
+    """The way in for a target."""
+    return load_way_in(target.way_in)(target, run)
 
 
 @functools.cache
@@ -84,17 +103,12 @@ def load_channel() -> None:
     threading.Thread(target=load, name='loading', daemon=True).start()
 
 
-def module_archive(program: bytes) -> slice | None:
-    """Where in a module's program its archive is; None: it has none, or not just one."""
-    start = program.find(ARCHIVE_MARK) + 1
-    stop = program.find(b"'", start)
-    if not start or stop - start < LEAST_ARCHIVE or program.find(ARCHIVE_MARK, stop) >= 0:
-        return None
-    return slice(start, stop)
-
-
 class Cancelled(Exception):
     """The caller is gone; nobody waits for the result."""
+
+
+class _TooLate(Exception):
+    """The run ended before it began. No error of the agent's: it is there, and has to be ended."""
 
 
 class Session:
@@ -112,10 +126,13 @@ class Session:
         self._find_other = find_other
         self._lock = threading.RLock()
         self._channel: channel_module.Channel | None = None
+        #: What the channel goes through, where it does.
+        self._tunnel: tunnel_module.Tunnel | None = None
         self._info: dict[str, t.Any] = {}
         self._seconds: dict[str, float] = {}
         #: See WayIn.environment.
         self._environment: dict[str, str] = {}
+        self._login_user: str | None = self.target.user
         self._ready: Ready | None = None
         self._lost = False
         self._lost_since = 0.0
@@ -130,6 +147,7 @@ class Session:
         # The keeper: renews the lease, forgets ended processes
         self._wake = threading.Condition()
         self._released: list[str] = []
+        self._release_now = False
         self._keeping = False
         self._keeper: threading.Thread | None = None
         self._kept: channel_module.Channel | None = None
@@ -181,7 +199,7 @@ class Session:
             if self._ended.is_set():
                 raise self._error('SD-503', 'deploying the agent', detail='the run has ended')
             if self._channel is not None:
-                self._deploy_again()
+                self._deploy_again(gone)
             elif not (take_over and self._take_over()):
                 self._deploy_once()
             if self._other is not None:
@@ -197,17 +215,21 @@ class Session:
 
     def _deploy_once(self) -> None:
         way_in = make_way_in(self.target, self.run)
+        kept = False
         try:
-            self._place(way_in)
+            kept = self._place(way_in)
         finally:
-            way_in.release()
+            if not kept:
+                way_in.release()
 
-    def _deploy_again(self) -> None:
+    def _deploy_again(self, gone: threading.Event | None) -> None:
         """After the agent was lost: the target may be restarting, so it is waited for."""
         deadline = self._lost_since + self.target.reconnect_timeout
         known = self._info.get('boot_id')
         pause, longest = RECONNECT_PAUSES
         while True:
+            if gone is not None and gone.is_set():
+                raise Cancelled  # who waits beside goes on
             try:
                 if self._revive():
                     return
@@ -221,7 +243,8 @@ class Session:
         if self._info.get('boot_id') != known:
             log.info('%s: the target has restarted', self.target.host)
 
-    def _place(self, way_in: WayIn) -> None:
+    def _place(self, way_in: WayIn) -> bool:
+        """Connects, and puts the agent there; whether the way in is the tunnel's from now on."""
         target = self.target
         begin = time.monotonic()
         laps: dict[str, float] = {}
@@ -240,35 +263,57 @@ class Session:
         record = session_file.Record(session_file.target_hash(target), self.run, self.token, self._owner, self._credentials.pem.decode('ascii'))
         file = session_file.keep(record)
         channel: channel_module.Channel | None = None
+        tunnel: tunnel_module.Tunnel | None = None
+        transports = self._transports(way_in)
         try:
             ready = self._there_already(way_in)
-            self._environment = way_in.environment
+            self._environment, self._login_user = way_in.environment, way_in.login_user
             how = 'put there' if ready is None else 'there again'
             if self._other is not None:
                 if file is not None:
                     file.remove()
-                return
+                return False
             lap('upload')
-            if ready is None:
-                ready = way_in.start(self._config(way_in))
-            lap('start')
-            peer = t.cast(t.Any, way_in.peer).with_port(ready.port)
-            channel = self._open_channel(peer, ready.fingerprint)
-            with steps.step('first call') as step:
-                info = channel.call('GetInfo')
-                step.detail = f"{peer.address} port {ready.port}, {info.get('tls_version', '')}"
-            lap('first_call')
+            while True:
+                transport = transports.pop(0)
+                try:
+                    if ready is None:
+                        ready = way_in.start(self._config(way_in, transport))
+                    lap('start')
+                    peer = way_in.agent_peer().with_port(ready.port)
+                    # Who has another way left is not patient with this one.
+                    hurry = AUTO_SECONDS if transports and not ready.tunnel else None
+                    if ready.tunnel:
+                        tunnel = self._make_tunnel(ready.tunnel, ready.port, self.run)
+                        tunnel.take(way_in)
+                    channel = self._open_channel(peer, ready.fingerprint, min(hurry or target.connection_timeout, target.connection_timeout), tunnel=tunnel)
+                    with steps.step('first call') as step:
+                        info = channel.call('GetInfo', **({'patience': 0} if hurry else {}))
+                        step.detail = f"{channel.endpoint.where}, {info.get('tls_version', '')}"
+                    lap('first_call')
+                    break
+                except SojournError as error:
+                    if not transports or error.code not in NOT_DIRECT or how == 'there again':  # that one is not ours to take back
+                        raise
+                    self._give_up_direct(way_in, channel, error)
+                    channel = ready = None
+                    how = 'put there again, for the tunnel'
         except BaseException as error:
             if channel is not None:
                 channel.close()
+            if tunnel is not None:
+                tunnel.give_back()
             # Whatever went wrong: nothing stays. What cannot be taken back is said with the error.
             try:
                 way_in.undo()
                 self._put_back(file)
-            except SojournError as undone:
-                log.error('%s: after "%s": %s', target.host, error, undone)
+            except Exception as undone:
+                if isinstance(undone, SojournError):
+                    log.error('%s: after "%s": %s', target.host, error, undone)
+                    self._rule_left = self._rule_left or self._is_rule(undone)
+                else:
+                    log.exception('%s: after "%s"', target.host, error)
                 self._debris = True
-                self._rule_left = self._rule_left or self._is_rule(undone)
                 if self._file is not None and self._file.record.peer is not None:
                     self._put_back(file)
                 else:
@@ -281,10 +326,35 @@ class Session:
             raise
         if file is not None:
             with contextlib.suppress(OSError, SojournError):  # as it is it names the run, if not where its agent is
-                file = file.rewrite(peer=peer, fingerprint=ready.fingerprint, environment=self._environment)
-        self._established(channel, info, ready, file)
+                file = file.rewrite(peer=peer, fingerprint=ready.fingerprint, tunnel=ready.tunnel, environment=self._environment, user=self._login_user)
+        self._established(channel, info, ready, file, tunnel)
         self._seconds = laps
-        log.info('%s: agent %s %s, on port %d, seconds %s', target.host, way_in.name, how, ready.port, laps)
+        log.info('%s: agent %s %s, %s, seconds %s', target.host, way_in.name, how, channel.endpoint.where, laps)
+        return tunnel is not None
+
+    def _transports(self, way_in: WayIn) -> list[str]:
+        """In the order to try them. Where one gets to the target over another host, its ports are out of reach, whatever the option says."""
+        if way_in.led:
+            return ['tunnel']
+        if self.target.transport == 'auto':
+            return ['direct', 'tunnel'] if way_in.tunnels else ['direct']
+        return [self.target.transport]
+
+    def _give_up_direct(self, way_in: WayIn, channel: channel_module.Channel | None, error: SojournError) -> None:
+        """Transport auto: takes back the agent that is of no use, its port and its rule with it, and places it again. Raises SojournError."""
+        log.info('%s: not directly, so by tunnel: %s', self.target.host, error)
+        if channel is not None:
+            channel.close()
+        with steps.step(steps.NOT_DIRECTLY) as step:
+            step.detail = f'{error.sentence} ({error.code}); by tunnel, then'
+            way_in.undo()
+        way_in.place(self.token)
+
+    def _make_tunnel(self, place: str, port: int, run: str) -> tunnel_module.Tunnel:
+        def targets() -> list[Target]:
+            return [target for target in (self._proven, self.target) if target is not None]
+
+        return tunnel_module.Tunnel(place, port, lambda target: make_way_in(target, run), targets)
 
     def _put_back(self, file: session_file.SessionFile | None) -> None:
         """After a deployment that failed: the file is gone, or again that of the agent which was lost, and may live."""
@@ -326,29 +396,38 @@ class Session:
             pause.wait(0.25)
         self._living = False
 
-    def _open_channel(self, peer: t.Any, fingerprint: str, connection_timeout: float | None = None) -> channel_module.Channel:
+    def _open_channel(self, peer: t.Any, fingerprint: str, connection_timeout: float | None = None,
+                      tunnel: tunnel_module.Tunnel | None = None) -> channel_module.Channel:
         target = self.target
         ports = '-'.join(str(port) for port in dict.fromkeys(target.agent_ports))
         return channel_module.Channel(
             channel_module.Endpoint(
-                peer=peer, fingerprint=fingerprint, ports=ports, host=target.host, connection_timeout=connection_timeout or target.connection_timeout),
+                peer=peer, fingerprint=fingerprint, ports=ports, host=target.host, connection_timeout=connection_timeout or target.connection_timeout,
+                tunnel=tunnel),
             self._credentials.context())
 
-    def _established(self, channel: channel_module.Channel, info: dict[str, t.Any], ready: Ready | None, file: session_file.SessionFile | None) -> None:
+    def _established(self, channel: channel_module.Channel, info: dict[str, t.Any], ready: Ready | None, file: session_file.SessionFile | None,
+                     tunnel: tunnel_module.Tunnel | None = None) -> None:
         if self._channel is not None:
             self._channel.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
+        self._tunnel = tunnel
         if self._file is not None and self._file is not file:
             self._file.forget()
         self._info, self._lost, self._ready, self._file = info, False, ready, file
         self._debris = self._rule_left = False
         self._channel, self._proven = channel, self.target
 
-    def _config(self, way_in: WayIn) -> Config:
+    def _config(self, way_in: WayIn, transport: str) -> Config:
         target = self.target
+        # A tunnel's other end goes by the family of the way in's own connection.
+        given = target.controller_address if transport == 'direct' else None
         return Config(
             run=self.run, client_sha256=self._credentials.fingerprint,
-            controller_addresses=[target.controller_address or way_in.controller_address or ''],
-            ports={'first': target.agent_ports[0], 'last': target.agent_ports[1]}, lease_seconds=target.lease_seconds)
+            controller_addresses=[given or way_in.controller_address or ''],
+            ports={'first': target.agent_ports[0], 'last': target.agent_ports[1]}, lease_seconds=target.lease_seconds,
+            transport=transport)
 
     def _join(self, token: str) -> bool:
         """Whether the agent that is on the target already belongs to a living session of another inventory name."""
@@ -410,24 +489,31 @@ class Session:
         mine = self._credentials
         try:
             self._credentials = RunCredentials(record.credentials.encode('ascii'))
-            channel = self._open_channel(record.peer, record.fingerprint, min(3.0, self.target.connection_timeout))
+            port = int(record.peer.sockaddr[1])
+            tunnel = self._make_tunnel(record.tunnel, port, record.run) if record.tunnel else None
+            # What leads through a tunnel has to sign in first.
+            channel = self._open_channel(record.peer, record.fingerprint, min(3.0, self.target.connection_timeout) if tunnel is None else None, tunnel)
             try:
                 channel.call('RenewLease', Seconds=self.target.lease_seconds, patience=1)
                 info = channel.call('GetInfo')
             except BaseException:
                 channel.close()
+                if tunnel is not None:
+                    tunnel.close()
                 raise
         except (SojournError, ValueError) as error:
             log.info('%s: the agent of run %s does not answer: %s', self.target.host, record.run, error)
             self._credentials = mine
+            if isinstance(error, SojournError) and error.code.startswith('SD-3'):
+                raise  # the tunnel's sign-in: another try would be one more towards a lock-out
             return False
-        self.run, self.token, self._environment = record.run, record.token, record.environment
+        self.run, self.token, self._environment, self._login_user = record.run, record.token, record.environment, record.user or self.target.user
         with contextlib.suppress(OSError, SojournError):
             file = file.rewrite(owner=self._owner)
         self._taken_over = True
         # By this it is known again if it starts anew with the target.
-        ready = Ready(record.run, int(info.get('process_id') or 0), int(record.peer.sockaddr[1]), record.fingerprint, '', str(info.get('boot_id') or ''))
-        self._established(channel, info, ready, file)
+        ready = Ready(record.run, int(info.get('process_id') or 0), port, record.fingerprint, '', str(info.get('boot_id') or ''), record.tunnel)
+        self._established(channel, info, ready, file, tunnel)
         return True
 
     def _remove_dead(self, files: list[session_file.SessionFile]) -> None:
@@ -528,18 +614,22 @@ class Session:
     def _drop(self) -> None:
         """Forgets an agent that is gone."""
         channel, self._channel = self._channel, None
+        tunnel, self._tunnel = self._tunnel, None
         if channel is not None:
             channel.close()
+        if tunnel is not None:
+            tunnel.close()
         self._lost = False
         with self._wake:
             self._keeping = False
             self._released.clear()
+            self._release_now = False
             self._wake.notify_all()
 
     # The lease
 
     def _keep(self) -> None:
-        """Thread: renews the lease four times in its length, and sends Release for ended processes in between."""
+        """Thread: renews the lease four times in its length, and then, or when there is reason to, sends Release for ended processes."""
         channel = self._channel
         every = self.target.lease_seconds / 4
         with self._wake:
@@ -547,18 +637,21 @@ class Session:
         next_renewal = time.monotonic() + every
         while True:
             with self._wake:
-                while self._keeping and self._channel is channel and not (self._released or self._lost) and time.monotonic() < next_renewal:
+                while self._keeping and self._channel is channel and not (self._release_now or self._lost) and time.monotonic() < next_renewal:
                     self._wake.wait(next_renewal - time.monotonic())
                 if not self._keeping or self._channel is not channel or channel is None:
                     return
-                released, self._released = self._released, []
+                released, self._released, self._release_now = self._released, [], False
             if self._lost:
                 self._recover(channel)
                 return
             try:
                 for handle in released:
-                    with contextlib.suppress(SojournError):
+                    try:
                         channel.call('Release', Handle=handle, patience=0)
+                    except SojournError as error:
+                        if error.code == 'SD-504':  # one that was killed has not ended yet
+                            self._put_back_released([handle])
                 if time.monotonic() >= next_renewal:
                     next_renewal = time.monotonic() + every
                     self._persist(channel, 'RenewLease', self.target.lease_seconds)
@@ -587,13 +680,23 @@ class Session:
         """One operation of the agent, which is deployed first where there is none."""
         def ask(unused_session: Session, channel: channel_module.Channel) -> t.Any:
             with steps.step(operation):
-                return channel.call(operation, **arguments)
+                return channel.call(operation, **{**arguments, **({'User': self._user(arguments['User'])} if 'User' in arguments else {})})
 
         return self._by_agent(ask)
 
-    def _by_agent(self, action: t.Callable[[Session, channel_module.Channel], t.Any], gone: threading.Event | None = None) -> t.Any:
-        """Something that the agent does; where it was lost before it did it, the one that takes its place does."""
+    def _user(self, user: str | None) -> str | None:
+        """Whose rights are meant, once the way in has signed in."""
+        return self._login_user or getpass.getuser() if user == LOGIN_USER else user
+
+    def _by_agent(self, action: t.Callable[[Session, channel_module.Channel], t.Any], gone: threading.Event | None = None,
+                  watch: t.Callable[[], None] | None = None) -> t.Any:
+        """Something that the agent does; where it was lost before it did it, the one that takes its place does.
+
+        ``gone``: see ``deploy``; ``watch`` is called where the agent is not at hand, and its caller may be gone before it is.
+        """
         for last in (False, True):
+            if watch is not None and not self._at_hand():
+                watch()
             session, channel = self._agent(gone)
             try:
                 return session._watch(channel, lambda session=session, channel=channel: action(session, channel))
@@ -603,14 +706,29 @@ class Session:
                 log.info('%s: once more: %s', self.target.host, error)
         raise AssertionError  # not reached
 
+    def _at_hand(self) -> bool:
+        """Whether the agent can be asked at once."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._other is not None:
+                return self._other._at_hand()
+            channel = self._channel
+            return self.live and channel is not None and time.monotonic() - channel.heard <= ASK_AFTER_SECONDS
+        finally:
+            self._lock.release()
+
     def _agent(self, gone: threading.Event | None) -> tuple[Session, channel_module.Channel]:
         """The session that has the agent, this one or the other name's, and its channel. An agent that was not heard of for a while is asked first:
 
         a target that lost its power says nothing, and what is sent then might or might not have been done.
         """
-        self.deploy(gone=gone)
-        session = self._other or self
-        channel = session._channel
+        for unused_try in range(AGAIN_WHERE_REMOVED):
+            self.deploy(gone=gone)
+            session = self._other or self
+            channel = session._channel
+            if channel is not None:  # it was not removed meanwhile, by another task's reset_connection
+                break
         if channel is not None and time.monotonic() - channel.heard > ASK_AFTER_SECONDS:
             try:
                 session._watch(channel, lambda: channel.call('RenewLease', patience=0))
@@ -660,23 +778,28 @@ class Session:
         def put(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
             with steps.step('put') as step:
                 result = channel.put_file(
-                    local_path, remote_path, mode=mode, user=user, checksum=checksum, on_progress=progress, patience=self.target.lease_seconds)
+                    local_path, remote_path, mode=mode, user=self._user(user), checksum=checksum, on_progress=progress,
+                    patience=self.target.lease_seconds)
                 step.detail = f"{result['size']} bytes"
             return {'path': session.absolute(remote_path), **result}
 
         return {**self._by_agent(put, cancelled), 'seconds': round(time.monotonic() - begin, 4)}
 
-    def get_file(self, remote_path: str, local_path: str, *, user: str | None) -> dict[str, t.Any]:
+    def get_file(self, remote_path: str, local_path: str, *, user: str | None, cancelled: threading.Event) -> dict[str, t.Any]:
         """See ``Agent.get_file``."""
         begin = time.monotonic()
 
+        def wanted() -> None:
+            if cancelled.is_set() or self._ended.is_set():
+                raise Cancelled
+
         def get(unused_session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
             with steps.step('fetch') as step:
-                result = channel.get_file(remote_path, local_path, user=user, patience=self.target.lease_seconds)
+                result = channel.get_file(remote_path, local_path, user=self._user(user), on_progress=wanted, patience=self.target.lease_seconds)
                 step.detail = f"{result['size']} bytes"
                 return result
 
-        result = self._by_agent(get)
+        result = self._by_agent(get, cancelled)
         return {'path': local_path, **result, 'seconds': round(time.monotonic() - begin, 4)}
 
     def execute(self, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None], job: Job) -> dict[str, t.Any]:
@@ -685,7 +808,10 @@ class Session:
             return session._attend(channel, self._as_signed_in(arguments), data, emit, job)
 
         try:
-            result = self._by_agent(attend)
+            try:
+                result = self._by_agent(attend, None if job.finish else job.left, job.watch)
+            except _TooLate:
+                raise self._error('SD-503', 'starting a process', detail='the run has ended') from None
             job.ended(result)
             return result
         except BaseException as error:
@@ -696,7 +822,7 @@ class Session:
         """A login user's command with the variables of this session's own way in, wherever the agent is another session's."""
         if arguments.get('user') is None:
             return arguments
-        return {**arguments, 'environment': {**self._environment, **(arguments.get('environment') or {})}}
+        return {**arguments, 'user': self._user(arguments['user']), 'environment': {**self._environment, **(arguments.get('environment') or {})}}
 
     def _attend(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None],
                 job: Job) -> dict[str, t.Any]:
@@ -704,7 +830,9 @@ class Session:
             self._jobs.add(job)
         try:
             if self._ended.is_set():
-                raise self._error('SD-503', 'starting a process', detail='the run has ended')
+                raise _TooLate
+            if job.left.is_set() and not job.finish:
+                raise Cancelled
             got = {'stdout': 0, 'stderr': 0}
 
             def count(stream: str, piece: bytes) -> None:
@@ -725,9 +853,10 @@ class Session:
                  job: Job) -> dict[str, t.Any]:
         execution = self._read(channel, job, (0, 0), 0) if arguments.get('follow') else self._start(channel, arguments, data, job)
         offsets = {'stdout': 0, 'stderr': 0}
+        unheard: list[SojournError] = []
         try:
             if execution['running']:
-                job.started(lambda: self._kill(channel, job.handle), lambda piece, close: self._write(channel, job.handle, piece, close))
+                job.started(lambda: self._kill(channel, job.handle), lambda *written: self._write(channel, job.handle, unheard, *written))
             while True:
                 for stream, field in (('stdout', 'standard_output'), ('stderr', 'standard_error')):
                     # From a lost answer's repetition, or an agent that sends from further back, only what is new.
@@ -742,44 +871,69 @@ class Session:
                 if not execution['running']:
                     break
                 execution = self._read(channel, job, (offsets['stdout'], offsets['stderr']), LONG_POLL)
+            if unheard and execution['exit_code'] != 0:  # one that is done had its input
+                raise unheard[0]
         except SojournError as error:
             error.again = False  # it has begun
             raise
         finally:
-            with self._wake:
-                if not self._let_go:
-                    self._released.append(job.handle)
-                self._wake.notify_all()
+            self._release(job, sum(offsets.values()))
         code = execution['exit_code']
         return {'exit_code': None if code is None else int(code), 'timed_out': bool(execution['timed_out']), 'seconds': float(execution['seconds'])}
+
+    def _release(self, job: Job, output: int) -> None:
+        """Has the agent forget an ended process: with the next command, which costs nothing, or, where it keeps much, or others look for it, at once."""
+        with self._wake:
+            if self._let_go:
+                return
+            self._released.append(job.handle)
+            if job.finish or output > RELEASE_AT_ONCE_BYTES or len(self._released) > RELEASE_WITH_NEXT:
+                self._release_now = True
+                self._wake.notify_all()
+
+    def _put_back_released(self, handles: list[str]) -> None:
+        with self._wake:
+            self._released[:0] = handles
+
+    def _take_released(self) -> list[str]:
+        with self._wake:
+            taken, self._released[:] = self._released[:RELEASE_WITH_NEXT], self._released[RELEASE_WITH_NEXT:]
+            return taken
 
     def _start(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, job: Job) -> dict[str, t.Any]:
         open_input = bool(arguments.get('keep_input_open'))
         first_wait = 0.0 if open_input else FIRST_WAIT_STREAMING if arguments.get('streaming') else FIRST_WAIT
         environment = arguments.get('environment')
+        released = self._take_released()
         execute = functools.partial(
             channel.call, 'Execute', wait=first_wait, Arguments=arguments.get('arguments'), CommandLine=arguments.get('command_line'),
             Directory=arguments.get('directory'),
             Environment=[{'Name': name, 'Value': value} for name, value in environment.items()] if environment else None,
             User=arguments.get('user'), KeepInputOpen=open_input or None, TimeoutSeconds=arguments.get('timeout'),
-            WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, Warm=arguments.get('warm') or None, Handle=job.handle,
-            Label=arguments.get('label'))
-        archive = module_archive(data) if data is not None and arguments.get('warm') else None
-        return execute(Input=data) if data is None or archive is None else self._start_module(channel, execute, data, archive)
+            WaitSeconds=first_wait, SafeToKill=arguments.get('safe_to_kill') or None, MayOutlive=arguments.get('may_outlive') or None,
+            Warm=arguments.get('warm') or None, Handle=job.handle,
+            Label=arguments.get('label'), Release=released or None,
+            Terminal=arguments.get('terminal') or None)
+        archive = module_archive.find(data) if data is not None and arguments.get('warm') else None
+        try:
+            return execute(Input=data) if data is None or archive is None else self._start_module(channel, execute, data, archive)
+        except BaseException:
+            self._put_back_released(released)  # it may not have arrived; to release twice is no harm
+            raise
 
     @staticmethod
     def _start_module(channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice) -> t.Any:
-        """Sends a module without its archive, which is most of it, where the agent has kept that of an earlier one."""
-        checksum = hashlib.sha256(data[archive]).hexdigest()
-        if channel.archives.get(checksum):
-            try:
-                return execute(Input=data[:archive.start] + data[archive.stop:], Archive=checksum, ArchiveOffset=archive.start)
-            except SojournError as error:
-                if error.code != 'SD-713':
-                    raise
-                channel.archives[checksum] = False  # it will not be asked again
-        result = execute(Input=data)
-        channel.archives.setdefault(checksum, True)
+        """Sends a module without what the agent has kept of earlier ones, which is most of it."""
+        order = channel.archives.order(data, archive)
+        try:
+            result = execute(**order.arguments)
+        except SojournError as error:
+            if error.code != 'SD-713' or order.whole:
+                raise
+            channel.archives.lost(order)
+            order = channel.archives.order(data, archive)
+            result = execute(**order.arguments)
+        channel.archives.sent(order)
         return result
 
     def _read(self, channel: channel_module.Channel, job: Job, offsets: tuple[int, int], wait: float) -> dict[str, t.Any]:
@@ -793,12 +947,19 @@ class Session:
         except SojournError as error:
             log.warning('%s: a process could not be killed: %s', self.target.host, error)
 
-    def _write(self, channel: channel_module.Channel, handle: str, data: bytes, close: bool) -> None:
+    def _write(self, channel: channel_module.Channel, handle: str, unheard: list[SojournError], data: bytes, close: bool, answer: bool) -> None:
+        """Bytes for a process's input. Where they may not have come, why is added to ``unheard``, and the process killed: it would wait for them for ever."""
         try:
-            channel.call('WriteInput', Handle=handle, Data=data or None, Close=close or None)
+            channel.call(
+                'WriteInput', Handle=handle, Data=data or None, Close=close or None, Answer=answer or None, patience=self.target.lease_seconds)
+            return
         except SojournError as error:
             # A process that ended without reading is no error; its exit code tells.
             log.info('%s: input was not taken: %s', self.target.host, error)
+            if error.code not in LOST:
+                return
+            unheard.append(error)
+        self._kill(channel, handle)
 
     # The end
 
@@ -851,13 +1012,15 @@ class Session:
         self._drop()
         return False
 
-    def remove(self) -> dict[str, t.Any]:
+    def remove(self, *, unless_used: bool = False) -> dict[str, t.Any]:
         """See ``Agent.remove``."""
         with self._lock:
             if self._other is not None:
-                other, self._other = self._other, None
-                return other.remove()
-            if self._channel is None:
+                result = self._other.remove(unless_used=unless_used)
+                if result['changed'] or not self._other.live:
+                    self._other = None
+                return result
+            if self._channel is None or unless_used and self._jobs:
                 return {'changed': False, 'removed': []}
             try:
                 with steps.step('remove') as step:
@@ -1010,7 +1173,7 @@ class Session:
             try:
                 way_in.place(self.token)
                 # It admits nobody: what it opened it would have to close.
-                way_in.start(dataclasses.replace(self._config(way_in), controller_addresses=[]))
+                way_in.start(dataclasses.replace(self._config(way_in, 'direct'), controller_addresses=[]))
             finally:
                 way_in.undo()
         except (SojournError, AlreadyPlaced) as error:
@@ -1029,7 +1192,7 @@ class Session:
         pause = threading.Event()
         # A firewall says nothing of a port that is closed again: whether the agent is gone is soon asked of the way in.
         endpoint = channel.endpoint
-        asking = self._open_channel(endpoint.peer, endpoint.fingerprint, min(GONE_SECONDS, endpoint.connection_timeout))
+        asking = self._open_channel(endpoint.peer, endpoint.fingerprint, min(GONE_SECONDS, endpoint.connection_timeout), endpoint.tunnel)
         silent: float | None = None
         try:
             while True:
@@ -1060,6 +1223,8 @@ def end_orphan(file: session_file.SessionFile) -> None:
     record = file.record
     if record.peer is None or record.fingerprint is None:
         return
+    if record.tunnel:
+        raise SojournError('SD-503', step='ending the agent', detail='it is reached by a tunnel, for which there are no credentials')
     channel = channel_module.Channel(
         channel_module.Endpoint(peer=record.peer, fingerprint=record.fingerprint, ports=str(record.peer.sockaddr[1])),
         RunCredentials(record.credentials.encode('ascii')).context())

@@ -65,8 +65,12 @@ class Record:
     credentials: str = dataclasses.field(repr=False)
     peer: network.Peer | None = None
     fingerprint: str | None = None
+    #: See Ready.tunnel; empty: its port is open.
+    tunnel: str = ''
     #: See WayIn.environment.
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Who signed in; None where that is not known.
+    user: str | None = None
 
     def to_json(self) -> bytes:
         """As the file has it."""

@@ -10,19 +10,20 @@ import contextlib
 import dataclasses
 import fcntl
 import fnmatch
-import getpass
+import functools
 import hashlib
 import hmac
 import os
-import select
 import socket
 import threading
 import time
 import typing as t
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 
 paramiko = library('paramiko')
+serialization = library('cryptography.hazmat.primitives.serialization')
 ssh_serialization = library('cryptography.hazmat.primitives.serialization.ssh')
 cryptography_exceptions = library('cryptography.exceptions')
 ssh_exception = library('paramiko.ssh_exception')
@@ -31,8 +32,6 @@ ssh_exception = library('paramiko.ssh_exception')
 ANSWER_SECONDS = 30.0
 #: Seconds that the other end may take to part.
 PARTING_SECONDS = 5.0
-SYSTEM_KNOWN_HOSTS = ('/etc/ssh/ssh_known_hosts', '/etc/ssh/ssh_known_hosts2')
-USER_KNOWN_HOSTS = ('~/.ssh/known_hosts', '~/.ssh/known_hosts2')
 DEFAULT_KEYS = ('~/.ssh/id_ed25519', '~/.ssh/id_ecdsa', '~/.ssh/id_rsa')
 
 #: Algorithms that one type of host key can sign with.
@@ -53,6 +52,10 @@ class HostKeyChanged(Exception):
 
 class CertificateRefused(Exception):
     """An authority that a known_hosts file has for this host signed the host's key, but not so that it counts."""
+
+
+class AuthorityRevoked(CertificateRefused):
+    """A known_hosts file says of the authority's key itself that it was revoked."""
 
 
 class SignInRefused(Exception):
@@ -130,6 +133,20 @@ def known_keys(files: t.Iterable[str], names: t.Sequence[str]) -> list[KnownKey]
     return keys
 
 
+def revoked_keys(path: str) -> list[KnownKey]:
+    """What a file of RevokedHostKeys has, which is one key a line. Raises OSError, ValueError: no file that cannot be read revokes nothing."""
+    with open(path, 'rb') as file:
+        data = file.read()
+    if data.startswith(b'SSHKRL'):
+        raise ValueError('it is a key revocation list (ssh-keygen -k), which is not read here')
+    keys = []
+    for line in data.decode('utf-8', 'replace').splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and not fields[0].startswith('#'):
+            keys.append(KnownKey(fields[0], fields[1], revoked=True))
+    return keys
+
+
 def fingerprint(key: t.Any) -> str:
     """As ssh-keygen -l shows it."""
     return _fingerprint(key.asbytes())
@@ -199,6 +216,13 @@ class Certificate:
             raise CertificateRefused(f'it demands what is not understood ({names})')
 
 
+def hashed(name: str) -> str:
+    """A host's name as known_hosts has it where HashKnownHosts is on."""
+    salt = os.urandom(20)
+    digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+    return '|'.join(('', '1', base64.b64encode(salt).decode('ascii'), base64.b64encode(digest).decode('ascii')))
+
+
 def remember(path: str, name: str, key: t.Any) -> None:
     """Appends a host's key to a known_hosts file. Raises OSError."""
     path = os.path.expanduser(path)
@@ -218,37 +242,110 @@ def remember(path: str, name: str, key: t.Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Credential:
-    """One thing to sign in with: ``kind`` is 'key', 'password' or 'interactive'; ``key`` is a key's own."""
+    """One thing to sign in with: ``kind`` is 'key', 'password' or 'interactive'; ``key`` is a key's own.
+
+    ``spare``: offered only where the host takes no password, or wants a key as well.
+    """
 
     what: str
     kind: str
     key: t.Any = None
+    spare: bool = False
+
+    @property
+    def method(self) -> str:
+        """As SSH calls it."""
+        return {'key': 'publickey', 'password': 'password', 'interactive': 'keyboard-interactive'}[self.kind]
 
 
-def credentials(password: str | None, key_file: str | None, passphrase: str | None, reasons: list[str]) -> t.Iterator[Credential]:
+@dataclasses.dataclass(frozen=True)
+class Identities:
+    """What OpenSSH's settings say of keys; see ``ssh_config.Host``."""
+
+    files: tuple[str, ...] | None = None
+    certificates: tuple[str, ...] = ()
+    only: bool = False
+    agent: str | None = None
+
+
+def credentials(password: str | None, key_file: str | None, passphrase: str | None, reasons: list[str],
+                identities: Identities | None = None) -> t.Iterator[Credential]:
     """What there is to sign in with, in the order in which it is tried; ``reasons`` gets why something that is there cannot be used.
 
-    With the key file, if given, then the password, if given; with neither, the SSH agent's keys and the default ones.
+    With the key file, if given, then the password, if given; with neither, the keys that the settings name, the SSH agent's keys, and the default ones.
+    Keys that the settings name come before a password too; others only where the host asks for one.
     Raises SSHException, OSError for a key file that cannot be used.
     """
+    identities = identities or Identities()
     if key_file:
-        yield Credential(f'the key {key_file}', 'key', load_key(key_file, passphrase or password))
+        yield Credential(f'the key {key_file}', 'key', load_key(key_file, passphrase or password, identities.certificates))
+    elif identities.files is not None:
+        yield from _named_keys(identities, passphrase, reasons)
     if password is not None:
         yield Credential('the password', 'password')
         yield Credential('the password (keyboard-interactive)', 'interactive')
-    if key_file or password is not None:
-        return
+    if not key_file and identities.files is None:
+        yield from _found_keys(identities, passphrase, reasons, spare=password is not None)
+
+
+def _agent_keys(socket_path: str | None) -> list[t.Any]:
+    """The keys of the environment's SSH agent, or of the one at a socket ('': of none)."""
     with contextlib.suppress(ssh_exception.SSHException, OSError):
-        for agent_key in paramiko.Agent().get_keys():
-            yield Credential('a key of the SSH agent', 'key', agent_key)
-    for path in DEFAULT_KEYS:
-        if os.path.exists(os.path.expanduser(path)):
-            try:
-                key = load_key(path, passphrase)
-            except (ssh_exception.SSHException, OSError, ValueError) as error:
-                reasons.append(f'{path} cannot be used ({error})')
-                continue
-            yield Credential(f'the key {path}', 'key', key)
+        if socket_path is None:
+            return list(paramiko.Agent().get_keys())
+        if socket_path:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.connect(socket_path)
+            agent = paramiko.agent.AgentSSH()
+            agent._connect(connection)
+            return list(agent.get_keys())
+    return []
+
+
+def _named_keys(identities: Identities, passphrase: str | None, reasons: list[str]) -> t.Iterator[Credential]:
+    """The files' keys, from the SSH agent where it has them; then the agent's others, unless only those named are to be offered."""
+    agent_keys = _agent_keys(identities.agent)
+    for path in identities.files or ():
+        public = _public_key(path)
+        of_agent = next((key for key in agent_keys if key.asbytes() == public), None)
+        if of_agent is not None:
+            agent_keys.remove(of_agent)
+            yield Credential(f'the key {path} (SSH agent)', 'key', of_agent)
+            continue
+        try:
+            key = load_key(path, passphrase, identities.certificates)
+        except (ssh_exception.SSHException, OSError, ValueError) as error:
+            reasons.append(f'{path} cannot be used ({getattr(error, "strerror", None) or error})')
+            continue
+        yield Credential(f'the key {path}', 'key', key)
+    if not identities.only:
+        for key in agent_keys:
+            yield Credential('a key of the SSH agent', 'key', key)
+
+
+def _public_key(path: str) -> bytes | None:
+    """The public key of an IdentityFile, which may be that itself (the private one is the SSH agent's then)."""
+    for candidate in (f'{path}.pub', path):
+        with contextlib.suppress(OSError, ValueError, IndexError), open(os.path.expanduser(candidate), encoding='ascii') as file:
+            return base64.b64decode(file.read().split()[1], validate=True)
+    return None
+
+
+def _found_keys(identities: Identities, passphrase: str | None, reasons: list[str], *, spare: bool) -> t.Iterator[Credential]:
+    files = [path for path in DEFAULT_KEYS if os.path.exists(os.path.expanduser(path))]
+    agent_keys = _agent_keys(identities.agent)
+    if identities.only:
+        publics = {_public_key(path) for path in DEFAULT_KEYS}
+        agent_keys = [key for key in agent_keys if key.asbytes() in publics]
+    for agent_key in agent_keys:
+        yield Credential('a key of the SSH agent', 'key', agent_key, spare)
+    for path in files:
+        try:
+            key = load_key(path, passphrase, identities.certificates)
+        except (ssh_exception.SSHException, OSError, ValueError) as error:
+            reasons.append(f'{path} cannot be used ({error})')
+            continue
+        yield Credential(f'the key {path}', 'key', key, spare)
 
 
 # The connection
@@ -256,12 +353,47 @@ def credentials(password: str | None, key_file: str | None, passphrase: str | No
 def _drain(connection: socket.socket) -> None:
     """Reads what still comes. A socket with something unread is closed by a reset, which is sent only once: where the network loses it,
 
-    the target keeps the session for hours. The end of a stream is sent until it has arrived.
+    the target keeps the session for hours. The end of a stream is sent until it has arrived. A target that goes on sending is left all the same.
     """
+    deadline = time.monotonic() + PARTING_SECONDS
     with connection, contextlib.suppress(OSError):
-        connection.settimeout(PARTING_SECONDS)
-        while connection.recv(65536):
-            pass
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(65536):
+                break
+
+
+#: Bytes that the other end of a channel may send before we have taken them.
+WINDOW = 4 << 20
+#: Bytes that may be on their way to a near sshd, or wait there for who is to take them. It has room for 2 MB, but as what waits grows it makes a
+#: little more room for each packet, and copies all of it (sshbuf.c): with 2 MB waiting it takes four times as long as with these.
+_AHEAD = 512 << 10
+#: How it says what it is.
+_SSHD = 'SSH-2.0-OpenSSH_'
+
+
+def bounded(channel: t.Any) -> t.Any:
+    """A channel on which the window counts: paramiko keeps whatever comes. Who sends more than twice as much loses the whole connection."""
+    for buffer in (channel.in_buffer, channel.in_stderr_buffer):
+        buffer.feed = functools.partial(_feed, buffer, buffer.feed)
+    return channel
+
+
+def _hold_back(channel: t.Any) -> bool:
+    """Takes what the other end has room for, beyond _AHEAD, for none: what it gives room for later is what it has passed on, and comes on top.
+
+    False: it has not given room yet, as sshd does for a command only once that has begun.
+    """
+    with channel.lock:
+        given = channel.out_window_size > 0
+        channel.out_window_size = min(channel.out_window_size, _AHEAD)
+    return given
+
+
+def _feed(buffer: t.Any, feed: t.Callable[[bytes], None], data: bytes) -> None:
+    if len(buffer) + len(data) > _MAXIMUM_WAITING:
+        raise ssh_exception.SSHException('the server sends more than was asked for')  # in the connection's own thread, which that ends
+    feed(data)
 
 
 class Client:
@@ -271,10 +403,15 @@ class Client:
         require(paramiko)
         self._transport: t.Any = None
         self._socket: socket.socket | None = None
+        #: Whether a round trip is short: then little needs to be on its way.
+        self.near = False
 
-    def begin(self, connection: socket.socket, timeout: float, known: t.Sequence[KnownKey]) -> t.Any:
-        """Exchanges keys; returns the host's key, which the caller has to judge by ``check_host_key`` before it goes on."""
-        self._socket = connection.dup()
+    def begin(self, connection: t.Any, timeout: float, known: t.Sequence[KnownKey]) -> t.Any:
+        """Exchanges keys; returns the host's key, which the caller has to judge by ``check_host_key`` before it goes on.
+
+        ``connection`` is a socket, or what ``open_channel`` of another client gave.
+        """
+        self._socket = connection.dup() if isinstance(connection, socket.socket) else None
         transport = paramiko.Transport(connection)
         self._transport = transport
         transport.banner_timeout = timeout
@@ -297,7 +434,8 @@ class Client:
         if any(entry.revoked for entry in same):
             raise HostKeyChanged('the key was revoked')
         shown = getattr(key, 'public_blob', None)
-        certificate = None
+        certificate: Certificate | None = None
+        refused: CertificateRefused | None = None
         if shown is not None:
             # One that cannot be read is by nobody that is known here; the key itself may be.
             with contextlib.suppress(CertificateRefused):
@@ -305,15 +443,18 @@ class Client:
         if certificate is not None:
             by = [entry for entry in known if entry.key == certificate.authority]
             if any(entry.revoked for entry in by):
-                raise CertificateRefused('the key of who signed it was revoked')
+                raise AuthorityRevoked('the key of who signed it was revoked')
             if any(entry.authority for entry in by):
-                certificate.check(host, time.time())
-                return
+                try:
+                    certificate.check(host, time.time())
+                    return
+                except CertificateRefused as error:
+                    refused = error  # the key itself may be known all the same
         if same:
             return
         if any(not entry.revoked and not entry.authority for entry in known):
             raise HostKeyChanged
-        raise HostKeyUnknown
+        raise refused or HostKeyUnknown
 
     @property
     def server(self) -> str:
@@ -332,39 +473,87 @@ class Client:
         """What was agreed on for what is sent; empty where keys were not exchanged."""
         return self._transport.local_cipher if self._transport is not None else ''
 
-    def sign_in(self, user: str | None, *, password: str | None, key_file: str | None, passphrase: str | None) -> tuple[str, str]:
-        """Signs in; returns the user's name, and with what: see ``credentials``. Raises SignInRefused."""
-        user = user or getpass.getuser()
+    def sign_in(self, user: str, source: t.Iterator[Credential], password: str | None, reasons: list[str],
+                methods: t.Container[str] = ('publickey', 'password', 'keyboard-interactive')) -> str:
+        """Signs in with what ``credentials`` gives, as many steps as the host wants; returns with what. Raises SignInRefused.
+
+        ``methods``: those that may be used at all.
+        """
         tried: list[str] = []
-        reasons: list[str] = []
-        for credential in credentials(password, key_file, passphrase, reasons):
+        used: list[str] = []
+        held: list[Credential] = []  # what the host does not take now may be what it wants next
+        takes: list[str] | None = None
+
+        def following() -> Credential | None:
+            for credential in tuple(held):
+                if takes is not None and credential.method in takes and (not credential.spare or spare()):
+                    held.remove(credential)
+                    return credential
+            for credential in source:
+                if credential.method not in methods:
+                    continue
+                if takes is not None and credential.method not in takes or credential.spare and not spare():
+                    held.append(credential)
+                    continue
+                return credential
+            return None
+
+        def spare() -> bool:
+            return takes is not None and 'publickey' in takes and (bool(used) or not {'password', 'keyboard-interactive'} & set(takes))
+
+        while (credential := following()) is not None:
             tried.append(credential.what)
             try:
-                self._try(user, credential, password)
+                further = self._try(user, credential, password, reasons)
             except ssh_exception.BadAuthenticationType as error:
-                reasons.append(f'the target takes {", ".join(error.allowed_types) or "nothing"} only')
+                takes = list(error.allowed_types)
+                tried.remove(credential.what)
+                held.append(credential)
                 continue
             except ssh_exception.AuthenticationException:
                 if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
                     reasons.append('the target ended the connection after these')
                     break
                 continue
+            used.append(credential.what)
             if self._transport.is_authenticated():
-                return user, credential.what
-            # A further factor is wanted: go on with what is left.
-        raise SignInRefused('; '.join(dict.fromkeys(reasons)), tried)
+                return ' and '.join(used)
+            # A further step is wanted.
+            takes = list(further)
+        if used:
+            reasons.append(f'it took {" and ".join(used)}, and wants {" or ".join(takes or ()) or "more"} as well')
+        elif takes is not None:
+            reasons.append(f'the target takes {", ".join(takes) or "nothing"} only')
+        raise SignInRefused('; '.join(dict.fromkeys(reasons)), tried or [credential.what for credential in held if not credential.spare])
 
-    def _try(self, user: str, credential: Credential, password: str | None) -> None:
+    def _try(self, user: str, credential: Credential, password: str | None, reasons: list[str]) -> list[str]:
+        """Returns what the host wants besides."""
+        asked: list[str] = []
+
         def answer(unused_title: str, unused_instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
-            # One hidden question is the password's; anything else is not ours to answer.
-            return [password or '' if not echo and len(prompts) == 1 else '' for unused_prompt, echo in prompts]
+            # One hidden question is the password's, once; anything else is not ours to answer.
+            for prompt, echo in prompts:
+                if echo or len(prompts) > 1 or asked:
+                    reasons.append(f"it asks for what cannot be answered here ('{prompt.strip()[:80]}')")
+            if len(prompts) == 1 and not prompts[0][1] and not asked:
+                asked.append(prompts[0][0])
+                return [password or '']
+            return ['' for unused_prompt in prompts]
 
         if credential.kind == 'key':
-            self._transport.auth_publickey(user, credential.key)
-        elif credential.kind == 'password':
-            self._transport.auth_password(user, password, fallback=False)
-        else:
-            self._transport.auth_interactive(user, answer)
+            return self._transport.auth_publickey(user, credential.key)
+        if credential.kind == 'password':
+            return self._transport.auth_password(user, password, fallback=False)
+        return self._transport.auth_interactive(user, answer)
+
+    @property
+    def _holds_back(self) -> bool:
+        """Others than sshd may give room for more only when half of it is taken; that one does so after three packets (channels.c, channel_check_window)."""
+        return self.near and self.server.startswith(_SSHD)
+
+    def open_channel(self, address: str, port: int, timeout: float) -> t.Any:
+        """A connection from the host to somewhere else (direct-tcpip), after the sign-in. Raises ChannelException, SSHException."""
+        return bounded(self._transport.open_channel('direct-tcpip', (address, port), ('::1', 0), window_size=WINDOW, timeout=timeout))
 
     def close(self) -> None:
         """Disconnects; never raises. That the other end hears of it is seen to by a thread of its own."""
@@ -381,52 +570,168 @@ class Client:
             except RuntimeError:  # there are too many
                 connection.close()
 
+    # The tunnel
+
+    def notice_silence(self) -> None:
+        """See ``network.notice_silence``."""
+        with contextlib.suppress(OSError, AttributeError):
+            network.notice_silence(t.cast(socket.socket, self._socket))
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is there still, as far as is known without asking."""
+        return self._transport is not None and self._transport.is_active()
+
+    def forward(self, address: str, port: int, timeout: float) -> Forwarded:
+        """A TCP connection that the target makes to an address of its own (RFC 4254, 7.2). Raises ForwardingRefused, NobodyThere."""
+        try:
+            channel = bounded(self._transport.open_channel('direct-tcpip', (address, port), (address, 0), window_size=WINDOW, timeout=timeout))
+        except ssh_exception.ChannelException as error:
+            if error.code == _CONNECT_FAILED:
+                raise NobodyThere(error.text) from None
+            raise ForwardingRefused(error.text) from None
+        channel.settimeout(timeout)
+        return Forwarded(channel)
+
     # Commands
 
     @contextlib.contextmanager
-    def command(self, line: str, *, timeout: float = ANSWER_SECONDS) -> t.Iterator[Command]:
-        """Starts a command line in the user's login shell."""
-        channel = self._transport.open_session(timeout=ANSWER_SECONDS, window_size=4 << 20)
+    def command(self, line: str, *, timeout: float = ANSWER_SECONDS, terminal: bool = False) -> t.Iterator[Command]:
+        """Starts a command line in the user's login shell; with a terminal, all that it says is in ``output``.
+
+        What comes before it says BEGUN is the login shell's own, and not kept.
+        """
+        channel = bounded(self._transport.open_session(timeout=ANSWER_SECONDS, window_size=WINDOW))
         try:
             channel.settimeout(timeout)
+            if terminal:
+                channel.get_pty(term='dumb', width=4096)
             channel.exec_command(line)
-            yield Command(channel, time.monotonic() + timeout, timeout)
+            yield Command(channel, time.monotonic() + timeout, timeout, begun=terminal, hold_back=self._holds_back)
         finally:
             with contextlib.suppress(Exception):
                 channel.close()
 
 
+#: What each script says first, on either stream: files that a login shell reads may say something before (.bashrc, .cshrc, config.fish).
+BEGUN = 'sojourn begins'
+_BEGUN = BEGUN.encode() + b'\n'
 #: More output than this of a command is cut off: none of ours writes nearly as much.
 _MAXIMUM_OUTPUT = 1 << 20
+#: More than what can have come while nobody looked: twice a channel's window.
+_MAXIMUM_WAITING = 2 * WINDOW
 #: What OpenSSH takes in one packet (channels.h, CHAN_SES_PACKET_DEFAULT), less what paramiko keeps for headers.
 _PACKET = 32704
+
+
+class _News(threading.Event):
+    """Something has come on one of several streams; that one of them is empty is no reason to forget it."""
+
+    def clear(self) -> None:
+        """Called by a stream that is empty now."""
+
+    def taken(self) -> None:
+        """Called before all streams are looked at."""
+        super().clear()
+
+
+#: SSH_OPEN_CONNECT_FAILED (RFC 4254, 5.1).
+_CONNECT_FAILED = 2
+
+
+class ForwardingRefused(Exception):
+    """The server makes no connection on a client's behalf, or not to there."""
+
+
+class NobodyThere(Exception):
+    """Where the server was to connect to, nobody listens."""
+
+
+class Forwarded:
+    """A connection that the host has made on our behalf (``way_in.Stream``)."""
+
+    def __init__(self, channel: t.Any) -> None:
+        self._channel = channel
+        self.recv = channel.recv
+        self.settimeout = channel.settimeout
+
+    def sendall(self, data: bytes) -> None:
+        """Sends all of it; a packet at a time, as ``Command.write`` does."""
+        view = memoryview(data)
+        for start in range(0, len(view), _PACKET):
+            self._channel.sendall(bytes(view[start:start + _PACKET]))
+
+    def readable(self) -> bool:
+        """Whether ``recv`` would not wait."""
+        return self._channel.recv_ready() or self._channel.eof_received or self._channel.closed
+
+    def close(self) -> None:
+        """Ends it; never raises."""
+        with contextlib.suppress(Exception):
+            self._channel.close()
 
 
 class Command:
     """A command that runs on the host; ``output`` and ``errors`` grow while it does."""
 
-    def __init__(self, channel: t.Any, deadline: float, seconds: float) -> None:
+    def __init__(self, channel: t.Any, deadline: float, seconds: float, *, begun: bool = False, hold_back: bool = False) -> None:
         self._channel = channel
+        self._hold_back = hold_back
         self._deadline = deadline
         self._seconds = seconds
-        self._poll = select.poll()
-        self._poll.register(channel.fileno(), select.POLLIN)
+        # Not paramiko's descriptor for both streams: where one is emptied just as something comes on the other, that one stays silent for good.
+        self._news = _News()
+        channel.in_buffer.set_event(self._news)
+        channel.in_stderr_buffer.set_event(self._news)
         self.output = bytearray()
         self.errors = bytearray()
+        #: What came on each stream before it began: the login shell's words, or whose words they are that there is none.
+        self.preamble = [bytearray(), bytearray()]
+        self._begun = [begun, begun]
+
+    @property
+    def begun(self) -> bool:
+        """Whether the command has begun at all."""
+        return self._begun[0]
+
+    def refusal(self) -> str:
+        """What was said in the place of the command, in one line."""
+        lines = [line.strip() for part in self.preamble for line in part.decode('utf-8', 'replace').splitlines() if line.strip()]
+        return ''.join(letter for letter in (lines[-1] if lines else '') if letter.isprintable())[-200:]
+
+    def _keep(self, stream: int, data: bytes) -> None:
+        kept = self.errors if stream else self.output
+        if not self._begun[stream]:
+            before = self.preamble[stream]
+            before += data
+            at = before.find(_BEGUN)
+            if at < 0:
+                del before[:-_MAXIMUM_OUTPUT]
+                return
+            self._begun[stream] = True
+            data = bytes(before[at + len(_BEGUN):])
+            del before[at:]
+        kept += data
+        del kept[_MAXIMUM_OUTPUT:]
 
     def _take(self) -> bool:
         """Takes what has come; False once nothing more will."""
         channel = self._channel
-        while channel.recv_ready():
-            self.output += channel.recv(65536)
-        while channel.recv_stderr_ready():
-            self.errors += channel.recv_stderr(65536)
-        del self.output[_MAXIMUM_OUTPUT:], self.errors[_MAXIMUM_OUTPUT:]
+        taken = 0
+        for stream, ready, take in ((0, channel.recv_ready, channel.recv), (1, channel.recv_stderr_ready, channel.recv_stderr)):
+            while ready():
+                data = take(65536)
+                self._keep(stream, data)
+                taken += len(data)
+                # What had come in time is less; who goes on sending would keep us here.
+                if taken > _MAXIMUM_WAITING and time.monotonic() > self._deadline:
+                    raise CommandTimeout(f'a command did not end within {self._seconds:.0f} s')
         return not (channel.closed or channel.eof_received and channel.exit_status_ready())
 
     def wait_for(self, done: t.Callable[[], bool]) -> bool:
         """Reads until ``done()``; False when the command ended before. Raises CommandTimeout."""
         while True:
+            self._news.taken()  # before it is: what comes meanwhile is news
             more = self._take()
             if done():
                 return True
@@ -436,19 +741,25 @@ class Command:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 raise CommandTimeout(f'a command did not end within {self._seconds:.0f} s')
-            # At end of file the descriptor stays readable while the exit status is still under way.
+            # At end of file there is no news any more, while the exit status is still under way.
             if self._channel.eof_received:
                 self._channel.status_event.wait(min(left, 1))
             else:
-                self._poll.poll(left * 1000)
+                self._news.wait(left)
 
     def write(self, data: bytes | memoryview) -> None:
         """Writes to its input. A command that reads no more is no error here; its exit code tells."""
         view = memoryview(data)
         try:
-            for start in range(0, len(view), _PACKET):
-                # A packet at a time: paramiko copies all that is left after each.
-                self._channel.sendall(bytes(view[start:start + _PACKET]))
+            while view:
+                left = self._deadline - time.monotonic()
+                if left <= 0:  # who takes a byte now and then would have us wait for ever
+                    raise TimeoutError
+                self._channel.settimeout(left)
+                if self._hold_back and _hold_back(self._channel):
+                    self._hold_back = False
+                # A packet at a time: paramiko copies what it is given.
+                view = view[self._channel.send(bytes(view[:_PACKET])):]
         except TimeoutError:
             raise CommandTimeout('a command took no input') from None
         except OSError:
@@ -463,7 +774,7 @@ class Command:
         return self._channel.exit_status if self._channel.exit_status_ready() else -1
 
 
-def load_key(path: str, passphrase: str | None) -> t.Any:
+def load_key(path: str, passphrase: str | None, certificates: t.Sequence[str] = ()) -> t.Any:
     """A private key of whatever type, with its certificate if there is one. Raises SSHException, OSError."""
     path = os.path.expanduser(path)
     with open(path, 'rb'):
@@ -477,7 +788,20 @@ def load_key(path: str, passphrase: str | None) -> t.Any:
         except (ssh_exception.SSHException, ValueError) as problem:
             error = problem
             continue
-        if os.path.exists(f'{path}-cert.pub'):
-            key.load_certificate(f'{path}-cert.pub')
+        for certificate in (*certificates, f'{path}-cert.pub'):
+            if os.path.exists(certificate) and _is_of(certificate, key):
+                key.load_certificate(certificate)
+                break
         return key
     raise ssh_exception.SSHException(str(error))
+
+
+def _is_of(certificate: str, key: t.Any) -> bool:
+    """Whether a certificate is for this key."""
+    with open(certificate, 'rb') as file:
+        data = file.read()
+    try:
+        public = ssh_serialization.load_ssh_public_identity(data).public_key()
+        return public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split()[1].decode('ascii') == key.get_base64()
+    except (ValueError, AttributeError, IndexError, cryptography_exceptions.UnsupportedAlgorithm):
+        return False

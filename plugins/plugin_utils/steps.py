@@ -14,6 +14,8 @@ import contextvars
 import time
 import typing as t
 
+#: The step in which ``transport: auto`` takes the tunnel: users hear of it sooner than of others.
+NOT_DIRECTLY = 'not directly'
 #: Called with a step's name, its seconds, what came of it, and whether it failed. It must not raise.
 Listener = t.Callable[[str, float, str, bool], None]
 

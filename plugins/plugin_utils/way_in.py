@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The sojourn.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a way in is: puts the agent onto a target and starts it, and sees to it that nothing stays; way_in_smb.py and way_in_ssh.py are the two.
+"""What a way in is: puts the agent onto a target and starts it, and sees to it that nothing stays. There are three: way_in_*.py.
 
 The contract with the agent (config, ready, names on the target) is in docs/architecture.md.
 """
@@ -34,6 +34,8 @@ NAME = re.compile(r'sojourn-([0-9a-f]{12})')
 START_SECONDS = 60.0
 #: Seconds that the target may take to let go of service, folder and executable once the agent has ended.
 REMOVE_SECONDS = 30.0
+#: Seconds that the clocks may differ by: Kerberos' own limit (RFC 4120, 1.6).
+CLOCK_SECONDS = 300.0
 
 #: In the agent's folder: which session of the broker it belongs to, so that two inventory names of one target find each other.
 SESSION_FILE = 'session'
@@ -96,6 +98,8 @@ class Config:
     controller_addresses: list[str]
     ports: dict[str, int]
     lease_seconds: float
+    #: 'direct' or 'tunnel'.
+    transport: str = 'direct'
 
     def to_json(self) -> bytes:
         """As the agent reads it."""
@@ -112,6 +116,8 @@ class Ready:
     fingerprint: str
     firewall_kind: str
     boot_id: str
+    #: Of a tunnelled agent, where the way in is to lead: see ``WayIn.open_stream``.
+    tunnel: str = ''
 
     @classmethod
     def from_json(cls, data: bytes, *, run: str, host: str | None) -> Ready:
@@ -122,7 +128,7 @@ class Ready:
             if answer.get('error'):
                 raise SojournError.from_ready(answer['error'], host=host, step=step)
             ready = cls(
-                run=str(answer['run']), process_id=int(answer['process_id']), port=int(answer['port']),
+                run=str(answer['run']), process_id=int(answer['process_id']), port=int(answer.get('port', 0)), tunnel=str(answer.get('tunnel', '')),
                 fingerprint=fingerprint_of_pem(str(answer["certificate"])), firewall_kind=str(answer.get("firewall_kind", "")),
                 boot_id=str(answer.get("boot_id", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -131,6 +137,29 @@ class Ready:
         if ready.run != run:
             raise SojournError('SD-406', host=host, step=step, detail=f'what answered belongs to run {ready.run}')
         return ready
+
+
+class Stream(t.Protocol):
+    """Bytes in both directions inside a way in's connection; one thread's. Raises OSError, of it TimeoutError, only."""
+
+    def recv(self, size: int, /) -> bytes:
+        """What has come, at least a byte and at most so many; empty at the end."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Sends all of it."""
+
+    def settimeout(self, seconds: float | None, /) -> None:
+        """Seconds that each wait may take from now on; None: for ever."""
+
+    def readable(self) -> bool:
+        """Whether ``recv`` would not wait."""
+
+    def close(self) -> None:
+        """Ends it; never raises."""
+
+
+class NothingThere(Exception):
+    """At the place that a stream was to lead to nobody listens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +187,15 @@ class AlreadyPlaced(Exception):
         self.session = session
 
 
+class Entry(t.NamedTuple):
+    """Where a way in connects to: name or address, port, the seconds that it may take, and which family of addresses."""
+
+    address: str
+    port: int
+    timeout: float
+    family: int = socket.AF_UNSPEC
+
+
 class WayIn(abc.ABC):
     """One connection to one target, from ``connect`` to ``release``. Not thread-safe. Every method raises SojournError only.
 
@@ -167,6 +205,8 @@ class WayIn(abc.ABC):
 
     #: What is behind the port, in messages.
     service: t.ClassVar[str] = ''
+    #: Whether its connection can carry the channel: see ``open_stream``.
+    tunnels: t.ClassVar[bool] = True
 
     def __init__(self, target: Target, run: str) -> None:
         self.target = target
@@ -178,8 +218,10 @@ class WayIn(abc.ABC):
         #: The address that was reached, and this end's address on that connection.
         self.peer: network.Peer | None = None
         self.controller_address: str | None = None
-        #: How long that connection took to be made: a round trip, and what was tried in vain before.
-        self.connect_seconds = 0.0
+        #: How far that is, there and back.
+        self.round_trip_seconds = 0.0
+        #: Who signed in, once somebody has; None: whom the options name.
+        self.login_user: str | None = target.user
         #: Variables that the target set for whoever came in this way; a login user's commands have them too.
         self.environment: dict[str, str] = {}
         self.step = 'connecting'
@@ -208,11 +250,33 @@ class WayIn(abc.ABC):
         self.admit()
         self.sign_in()
 
+    def entry(self) -> Entry:
+        """Where to connect to: the target itself, unless one gets there over another host. Raises SD-108, SD-109."""
+        return Entry(self.target.address, self.target.port, self.target.connection_timeout)
+
+    @property
+    def led(self) -> bool:
+        """Whether it is over another host, or another program, that one gets to the target: then ``peer`` is not the target's."""
+        return False
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it is an address that is connected to."""
+        return True
+
+    def described_way(self) -> list[str]:
+        """Over whom one gets to the target, where ``led``."""
+        return []
+
+    def agent_peer(self) -> network.Peer:
+        """The target's address for a connection from here to the agent; where ``led``, what it is called by."""
+        return t.cast(network.Peer, self.peer)
+
     def resolve(self) -> None:
-        """Finds ``peers``. Raises SD-201."""
-        target = self.target
-        with steps.step('resolve', target.address) as step, self._at_host():
-            self.peers = network.resolve(target.address, target.port)
+        """Finds ``peers``. Raises SD-108, SD-109, SD-201."""
+        with steps.step('resolve', self.target.address) as step, self._at_host():
+            entry = self.entry()
+            self.peers = network.resolve(entry.address, entry.port, entry.family)
             step.detail = ', '.join(peer.address for peer in self.peers)
 
     def reach(self) -> None:
@@ -220,15 +284,15 @@ class WayIn(abc.ABC):
 
         Raises SD-202 to SD-205, SD-303, SD-304, SD-404.
         """
-        target = self.target
+        entry = self.entry()
         self.step = 'connecting'
-        with steps.step('connect', f'port {target.port}') as step, self._at_host():
+        with steps.step('connect', f'port {entry.port}') as step, self._at_host():
             began = time.monotonic()
             connection, self.peer = network.connect_any(
-                self.peers, timeout=target.connection_timeout, service=self.service, step=self.step, on_attempt=self.attempts.append)
-            self.connect_seconds = time.monotonic() - began
+                self.peers, timeout=entry.timeout, service=self.service, step=self.step, on_attempt=self.attempts.append)
+            self.round_trip_seconds = network.round_trip(connection) or time.monotonic() - began
             self.controller_address = network.local_address(connection)
-            step.detail = f'{self.peer.address} port {target.port}, from {self.controller_address}'
+            step.detail = f'{self.peer.address} port {entry.port}, from {self.controller_address}'
         self._begin(connection)
 
     @contextlib.contextmanager
@@ -243,7 +307,7 @@ class WayIn(abc.ABC):
         """Begins to speak the way in's protocol on a connection."""
         raise NotImplementedError
 
-    def admit(self) -> None:  # noqa: B027  only one of the two has something to remember
+    def admit(self) -> None:  # noqa: B027  only SSH has something to remember
         """Remembers on the controller what ``reach`` has learnt of the target, where the options want that. Raises SD-709."""
 
     def sign_in(self) -> None:
@@ -322,3 +386,20 @@ class WayIn(abc.ABC):
     @abc.abstractmethod
     def release(self) -> None:
         """Ends the connection. Never raises."""
+
+    # The tunnel. These are thread-safe, unlike the rest, once ``keep`` has been called; nothing but them and ``release`` is called then.
+
+    def keep(self) -> None:  # noqa: B027  one that leads to no tunnel has nothing to keep
+        """The connection stays for streams: lets go of what else it holds, and notices from now on when the other end is gone. Never raises."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is there still, as far as is known without asking."""
+        return False
+
+    def open_stream(self, place: str, port: int, timeout: float) -> Stream:
+        """A stream to what listens on the target: on this port of an address of its loopback, or, where the port is 0, behind a pipe of this name.
+
+        ``timeout``: seconds to open it, and until ``settimeout`` for each wait. Raises NothingThere, SD-205, SD-506.
+        """
+        raise self.error('SD-506', detail=f'the way in {self.target.way_in} leads to none')

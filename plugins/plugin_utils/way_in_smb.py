@@ -12,11 +12,13 @@ import struct
 import time
 import typing as t
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb_client, steps, tickets
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import network, smb_client, steps, tickets, windows_service
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.accounts import Account, parse_account, realm_of
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import parse_address
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
+    CLOCK_SECONDS,
     LEFT_FILE,
     NAME,
     REMOVE_SECONDS,
@@ -26,7 +28,9 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     Config,
     Facts,
     Found,
+    NothingThere,
     Ready,
+    Stream,
     WayIn,
     agent_executable,
     digest,
@@ -38,82 +42,56 @@ spnego_exceptions = library('spnego.exceptions')
 cryptography_exceptions = library('cryptography.exceptions')
 
 SHARE = 'ADMIN$'
-#: Windows' own firewall. Its rules are taken while it runs only.
-FIREWALL_SERVICE = 'MpsSvc'
 #: In SHARE while an update's files wait for a restart.
 WAITING_UPDATES = r'WinSxS\pending.xml'
-PIPES = 'IPC$'
 
 #: IMAGE_FILE_HEADER.Machine (https://learn.microsoft.com/windows/win32/debug/pe-format#machine-types).
 MACHINES = {0x8664: 'amd64', 0xAA64: 'arm64', 0x014C: '386', 0x01C4: 'arm'}
 
-#: [MS-ERREF] 2.3.1, what a sign-in is refused with.
+#: [MS-ERREF] 2.3.1, what a sign-in is refused with: code and words.
 SIGN_IN = {
-    0xC000006D: 'unknown user or wrong password',
-    0xC000006A: 'wrong password',
-    0xC0000064: 'unknown user',
-    0xC000006E: 'the account is restricted (an empty password, for one, is good at the console only)',
-    0xC000006F: 'the account may not sign in at this time',
-    0xC0000070: 'the account may not sign in from this controller',
-    0xC0000071: 'the password has expired',
-    0xC0000072: 'the account is disabled',
-    0xC0000193: 'the account has expired',
-    0xC0000224: 'the password must be changed first',
-    0xC0000234: 'the account is locked out',
-    0xC000015B: 'the account has no right to sign in over the network',
-    0xC000005E: 'no domain controller could be asked',
-    0xC0000133: 'the clocks of controller and target differ too much',
-    0xC000018D: 'the trust between the target and its domain is broken',
-    0xC0000022: 'access denied',
+    0xC000006D: ('SD-301', 'unknown user or wrong password'),
+    0xC000006A: ('SD-301', 'wrong password'),
+    0xC0000064: ('SD-301', 'unknown user'),
+    0xC000006E: ('SD-332', 'it is restricted (an empty password, for one, is good at the console only)'),
+    0xC000006F: ('SD-332', 'it may not sign in at this time'),
+    0xC0000070: ('SD-332', 'it may not sign in from this controller'),
+    0xC0000071: ('SD-333', 'it has expired'),
+    0xC0000072: ('SD-332', 'it is disabled'),
+    0xC0000193: ('SD-332', 'it has expired'),
+    0xC0000224: ('SD-333', 'it must be changed first'),
+    0xC0000234: ('SD-331', 'the target says so'),
+    0xC000015B: ('SD-332', 'it has no right to sign in over the network'),
+    0xC0000413: ('SD-332', 'an authentication policy of the domain forbids it'),
+    0xC000005E: ('SD-338', 'the target finds no domain controller'),
+    0xC0000133: ('SD-334', "the target's differs too much"),
+    0xC000018D: ('SD-301', 'the trust between the target and its domain is broken'),
+    0xC0000022: ('SD-301', 'access denied'),
+    0xC0000418: ('SD-301', 'the target, or its domain, takes no NTLM'),
 }
 
-#: Win32 errors of a service's start that people meet.
-START = {
-    2: "the agent's executable is not there any more; an antivirus may have removed it",
-    3: "the agent's folder is not there any more; an antivirus may have removed it",
-    5: 'access denied; a policy or an antivirus may forbid it',
-    193: "the agent's executable is not one for this Windows",
-    225: 'the antivirus takes the agent for a virus',
-    577: 'a policy allows only other signed programs',
-    1053: 'it did not report to the service control manager in time',
-    1058: 'the service is disabled',
-    1069: 'LocalSystem may not sign in as a service',
-    1260: 'a software restriction policy forbids it',
-    4551: 'an application control policy forbids it',
+#: Kerberos' errors (RFC 4120 7.5.9, and MIT's own), as MIT's library numbers them from its base: code, and words where its own do not do.
+_KERBEROS_BASE = -1765328384
+KERBEROS = {
+    1: ('SD-332', 'it has expired'),
+    2: ('SD-332', "the target's account in the domain has expired"),
+    6: ('SD-301', 'the domain knows no such user'),
+    7: ('SD-336', ''),
+    12: ('SD-332', 'a policy of the domain forbids it'),
+    18: ('SD-332', 'it is disabled or locked out, or it has expired; the domain does not tell which'),
+    23: ('SD-333', 'it has expired, or must be changed first'),
+    24: ('SD-301', 'wrong password'),
+    31: ('SD-301', 'wrong password'),
+    32: ('SD-335', 'it has expired'),
+    33: ('SD-334', 'the ticket is not good yet'),
+    37: ('SD-334', "the controller's and the domain controller's, or the target's, differ too much"),
+    148: ('SD-334', "the controller's and the domain controller's differ too much"),
+    154: ('SD-338', ''),
+    156: ('SD-338', ''),
+    220: ('SD-338', ''),
 }
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
-#: Seconds after which a service that is still starting, but is to go, is deleted all the same.
-_HANGS_SECONDS = 10.0
-#: Seconds within which an agent's folder goes once its service has stopped, unless somebody else holds a file in it.
-_FOLDER_SECONDS = 5.0
-
-
-#: Seconds that somebody else, such as an antivirus, may have the executable open in such a way that it could be written to.
-HELD_SECONDS = 10.0
-
-
-class _Pauses:
-    """Waits between looks at something that tells of no change itself, growing, until a deadline."""
-
-    def __init__(self, seconds: float) -> None:
-        self._begin = time.monotonic()
-        self._deadline = self._begin + seconds
-        self._pause = _FIRST_PAUSE
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.monotonic() - self._begin
-
-    def again(self) -> bool:
-        """Waits; False once the deadline has passed."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            return False
-        time.sleep(min(self._pause, left))
-        self._pause = min(self._pause * 1.5, _LONGEST_PAUSE)
-        return True
+#: GSSAPI's own for credentials that have expired ([RFC2744] 3.9.1).
+_GSS_EXPIRED = 11 << 16
 
 
 class SmbWayIn(WayIn):
@@ -160,6 +138,8 @@ class SmbWayIn(WayIn):
             raise self.error('SD-801', what=removing, detail=detail) if removing else self.error('SD-407', detail=detail) from None
         except smb_client.Timeout:
             raise self.error('SD-205', address=self._address, detail=f'no answer within {smb_client.ANSWER_SECONDS:.0f} s') from None
+        except smb_client.NotSigned as error:
+            raise self.error('SD-342', address=self._address, detail=error) from None
         except (exceptions.SMBConnectionClosed, ConnectionError, EOFError) as error:
             raise self.error('SD-205', address=self._address, detail=str(error) or 'the target closed the connection') from None
         except (exceptions.SMBException, pypsexec_exceptions.PypsexecException, OSError, ValueError, LookupError, struct.error) as error:
@@ -188,7 +168,7 @@ class SmbWayIn(WayIn):
         """SMB's negotiation."""
         with steps.step('negotiate') as step:
             self._negotiate(connection)
-            terms = self._client.terms()
+            terms = self._client.terms(encryption=self.target.smb_encryption)
             step.detail = f"{terms['dialect']}, {terms['encryption']}"
 
     def _negotiate(self, connection: socket.socket) -> None:
@@ -214,7 +194,7 @@ class SmbWayIn(WayIn):
             try:
                 self._client.tree(SHARE)
             except exceptions.BadNetworkName:
-                raise self.error('SD-401', user=self._user, share=SHARE, detail='the target has no such share') from None
+                raise self.error('SD-411', share=SHARE, detail='somebody has removed it, or has Windows not make it') from None
             except exceptions.AccessDenied:
                 detail = "access denied; Windows refuses this share also to local administrators other than 'Administrator' (remote UAC, see docs/windows.md)"
                 raise self.error('SD-401', user=self._user, share=SHARE, detail=detail) from None
@@ -222,27 +202,112 @@ class SmbWayIn(WayIn):
     def _sign_in(self) -> None:
         self.step = 'signing in'
         target = self.target
-        if target.password is None:
+        protocol, user = self._plan()
+        if protocol != 'ntlm':
             require(library('gssapi'))
         try:
-            self._client.sign_in(target.user, target.password, principal_host=target.address)
+            if user is not None and user.startswith('.\\'):
+                user = self._client.name_told() + user[1:]
+            self._client.sign_in(user, target.password, principal_host=target.address, protocol=protocol, encryption=target.smb_encryption)
+        except smb_client.NotEncrypted:
+            raise self._not_encrypted() from None
+        except smb_client.NotSigned as error:
+            raise self.error('SD-342', address=self._address, detail=error) from None
         except exceptions.SMBResponseException as error:
-            detail = SIGN_IN.get(error.status) or f'{_status_name(error)} (0x{error.status:08X})'
-            raise self.error('SD-301', user=self._user, detail=detail) from None
+            code, detail = self._clocks() or SIGN_IN.get(error.status) or ('SD-301', f'{_status_name(error)} (0x{error.status:08X})')
+            raise self.error(code, user=self._user, detail=detail) from None
         except exceptions.SMBAuthenticationError as error:
-            cause = error.__cause__ or error
-            if target.password is None:
-                raise self.error('SD-302', detail=f'no Kerberos ticket could be used: {self._kerberos_reason(cause)}') from None
-            raise self.error('SD-301', user=self._user, detail=_first_line(cause)) from None
+            raise self._no_token(error.__cause__ or error) from None
+        except tickets.krb5.Krb5Error as error:  # pyspnego lets it through where it gets a ticket with the password
+            raise self._no_token(error) from None
         except smb_client.Timeout:
             raise self.error('SD-205', address=self._address, detail=f'no answer within {smb_client.ANSWER_SECONDS:.0f} s') from None
         except (exceptions.SMBConnectionClosed, ConnectionError) as error:
             raise self.error('SD-205', address=self._address, detail=error) from None
         except exceptions.SMBException as error:
-            # encryption that the other end lacks; a guest session in the place of the user's own
+            # a guest session in the place of the user's own, for one
             raise self.error('SD-301', user=self._user, detail=error) from None
         except (ValueError, ImportError, cryptography_exceptions.InvalidTag) as error:
             raise self.error('SD-301', user=self._user, detail=_first_line(error)) from None
+
+    def _clocks(self) -> tuple[str, str] | None:
+        """Why a target refuses a ticket, where its clock tells: what it answers is the same as for a wrong password."""
+        ahead = self._client.clock_ahead
+        if self._client.sign_in_kind != 'Kerberos' or ahead is None or abs(ahead) <= CLOCK_SECONDS:
+            return None
+        return 'SD-334', f"the target's is {abs(ahead) / 60:.0f} minutes {'ahead of' if ahead > 0 else 'behind'} the controller's"
+
+    def _not_encrypted(self) -> SojournError:
+        return self.error('SD-341', detail='it is turned off there, or somebody in between has taken the offer away')
+
+    def _no_token(self, error: t.Any) -> SojournError:
+        """For a sign-in that failed on the controller's side: Kerberos has its own reasons."""
+        number = kerberos_number(error)
+        known = KERBEROS.get(number - _KERBEROS_BASE) if number is not None else None
+        if known is None and _chained(error, 'maj_code') == _GSS_EXPIRED:
+            known = KERBEROS[32]
+        reason = self._kerberos_reason(error)
+        if known is not None:
+            code, words = known
+            return self.error(code, user=self._user, address=self.target.address, detail=words or reason)
+        if self.target.password is None:
+            return self.error('SD-302', detail=f'no Kerberos ticket could be used: {reason}')
+        return self.error('SD-301', user=self._user, detail=reason)
+
+    def _plan(self) -> tuple[str, str | None]:
+        """The protocol of the sign-in (kerberos, ntlm, negotiate), and the user as it is sent. See the table in docs/windows.md.
+
+        An account of a domain goes by Kerberos, and by NTLM only where the user allows it; nothing that is seen on the network changes that.
+        """
+        target = self.target
+        account = parse_account(target.user) if target.user is not None else None
+        if target.password is None:
+            return 'kerberos', self._principal(account)
+        account = t.cast(Account, account)
+        if account.form in ('plain', 'local'):
+            return 'ntlm', target.user
+        principal = account.principal
+        if account.form == 'domain':
+            realm = realm_of(account.domain, self._default_realm())
+            if not realm:
+                return 'ntlm', target.user
+            principal = f'{account.user}@{realm}'
+        obstacle = self._no_kerberos()
+        if not obstacle:
+            return 'negotiate' if target.ntlm_fallback else 'kerberos', principal
+        if target.ntlm_fallback:
+            return 'ntlm', target.user
+        raise self.error('SD-337', user=self._user, detail=obstacle)
+
+    def _principal(self, account: Account | None) -> str | None:
+        """Whose ticket is meant."""
+        if account is None:
+            return None
+        if account.form == 'local':
+            raise self.error('SD-302', detail=f"there are no Kerberos tickets of accounts of the target's own, such as {self.target.user}")
+        if account.form == 'domain':
+            realm = realm_of(account.domain, self._default_realm())
+            if not realm:
+                raise self.error('SD-302', detail=f'which realm {account.domain} is, krb5.conf does not tell; write {account.user}@REALM')
+            return f'{account.user}@{realm}'
+        return account.principal
+
+    @staticmethod
+    def _default_realm() -> str:
+        try:
+            return tickets.default_realm()
+        except SojournError:
+            return ''
+
+    def _no_kerberos(self) -> str:
+        """What is in Kerberos' way that can be told beforehand."""
+        try:
+            require(library('gssapi'), library('krb5'))
+        except SojournError:
+            return "Python's Kerberos is not installed on the controller (pip install 'pyspnego[kerberos]')"
+        if parse_address(self.target.address).literal is not None:
+            return "Kerberos wants the target's name in ansible_host, not an address"
+        return ''
 
     def _kerberos_reason(self, error: t.Any) -> str:
         """What Kerberos itself says; GSSAPI's words around it tell nothing."""
@@ -259,13 +324,17 @@ class SmbWayIn(WayIn):
         """The user and how the sign-in would be done, or the ticket."""
         target = self.target
         if target.password is not None:
-            return [('user', t.cast(str, target.user)), ('sign-in', self._with_password())]
+            self.step = 'reading the credentials'
+            try:
+                return [('user', t.cast(str, target.user)), ('sign-in', self._with_password())]
+            except SojournError as error:
+                return [('user', t.cast(str, target.user)), ('sign-in', error)]
         facts: Facts = [
             ('user', target.user or 'whose ticket it is, since none is given'),
             ('sign-in', 'Kerberos, with the ticket in the cache, since no password is given')]
         try:
             require(library('gssapi'))
-            found = tickets.find(target.user)
+            found = tickets.find(self._principal(parse_account(target.user) if target.user is not None else None))
         except tickets.NoTicket as error:
             self.step = 'reading the credentials'
             return [*facts, ('ticket', self.error('SD-302', detail=f'no Kerberos ticket could be used: {error}'))]
@@ -281,27 +350,27 @@ class SmbWayIn(WayIn):
         return facts
 
     def _with_password(self) -> str:
-        """What SPNEGO comes to: pyspnego offers Kerberos where it gets a ticket with the password, and NTLM in any case."""
-        user = t.cast(str, self.target.user)
-        if '\\' in user:
-            return 'NTLM, with the password, since Kerberos knows no users of the form domain\\user'
-        try:
-            require(library('gssapi'))
-            realm = user.partition('@')[2] or tickets.default_realm()
-        except SojournError:
-            return "NTLM, with the password, since Python's Kerberos is not installed (pyspnego[kerberos])"
-        if not realm:
-            return 'NTLM, with the password, since the user names no realm and krb5.conf sets none'
-        if parse_address(self.target.address).literal is not None:
-            return "NTLM, with the password, since Kerberos wants the target's name in ansible_host, not an address"
-        return f'Kerberos, if the KDC of {realm} answers and takes the password, else NTLM with the same'
+        """What a sign-in with the password comes to, and why."""
+        protocol, user = self._plan()
+        form = parse_account(t.cast(str, self.target.user)).form
+        if protocol == 'ntlm':
+            reasons = {
+                'plain': "it is taken for an account of the target's own", 'local': "it is an account of the target's own",
+                'domain': "krb5.conf's default realm is not that of this domain"}
+            return f'NTLM, with the password, since {reasons.get(form) if not self._asks_kerberos(form) else self._no_kerberos()}'
+        return f"Kerberos, as {user}{', else NTLM with the same password, since ntlm_fallback allows it' if protocol == 'negotiate' else ' and nothing else'}"
+
+    def _asks_kerberos(self, form: str) -> bool:
+        """Whether an account is one of a domain, as far as the controller can tell."""
+        return form == 'principal' or form == 'domain' and bool(
+            realm_of(parse_account(t.cast(str, self.target.user)).domain, self._default_realm()))
 
     def other_end(self) -> Facts:
-        """What was negotiated; encryption is insisted on at the sign-in."""
-        facts: Facts = list(self._client.terms().items())
-        if facts and not self._client.connection.supports_encryption:
+        """What was negotiated; encryption is insisted on at the sign-in, unless the user turned it off."""
+        facts: Facts = list(self._client.terms(encryption=self.target.smb_encryption).items())
+        if facts and self.target.smb_encryption and not self._client.connection.supports_encryption:
             self.step = 'connecting'
-            facts.append(('outcome', self.error('SD-301', user=self._user, detail='the target offers no SMB encryption, and without it nobody signs in here')))
+            facts.append(('outcome', self._not_encrypted()))
         return facts
 
     def look(self) -> Facts:
@@ -352,7 +421,7 @@ class SmbWayIn(WayIn):
 
     def _firewall_state(self) -> int | None:
         with self._errors('asking for the firewall', refused='SD-306'):
-            return self._open_manager().state(FIREWALL_SERVICE)
+            return self._open_manager().state(windows_service.FIREWALL)
 
     # Placing and starting
 
@@ -420,7 +489,7 @@ class SmbWayIn(WayIn):
 
     def _session_there(self) -> str:
         """Who placed the agent: the other session may be between making the folder and writing its name into it."""
-        pauses = _Pauses(5)
+        pauses = windows_service.Pauses(5)
         while True:
             with contextlib.suppress(exceptions.SMBResponseException):
                 text = self._client.read_file(SHARE, rf'{self.name}\{SESSION_FILE}', limit=64)
@@ -459,7 +528,7 @@ class SmbWayIn(WayIn):
         """What is started with the system's own rights is what was sent, and stays so until it has started."""
         with self._errors('checking the agent'):
             sent = digest(self._executable)
-            pauses = _Pauses(HELD_SECONDS)
+            pauses = windows_service.Pauses(windows_service.HELD_SECONDS)
             while True:
                 try:
                     file, there = self._client.hold_to_check(SHARE, rf'{self.name}\agent.exe', os.path.getsize(self._executable))
@@ -486,8 +555,7 @@ class SmbWayIn(WayIn):
             manager = self._open_manager(create=True)
             self._service_made = True  # it may be, even where the answer does not come
             created = manager.create(
-                self.name, f'Sojourn deployment agent (run {self.run})', rf'"{folder}\agent.exe" serve',
-                'Installs software for the time of one Ansible run and removes itself when the run ends (sojourn.deploy).')
+                self.name, windows_service.display_name(self.run), rf'"{folder}\agent.exe" serve', windows_service.DESCRIPTION)
             with self._client.watch(SHARE, self.name) as watch, self._errors('starting the agent'):
                 with created as service:
                     self._start_service(manager, service)
@@ -500,7 +568,7 @@ class SmbWayIn(WayIn):
             ready = self._ready()
             if ready is not None:  # it has said itself why it cannot serve
                 Ready.from_json(ready, run=self.run, host=self.target.host)
-            detail = START.get(error.return_code) or f'the service control manager gave error {error.return_code} ({error.error_msg})'
+            detail = windows_service.START.get(error.return_code) or f'the service control manager gave error {error.return_code} ({error.error_msg})'
             raise self.error('SD-406', detail=f'{detail}{self._executable_gone()}') from None
 
     def _ready(self) -> bytes | None:
@@ -554,7 +622,7 @@ class SmbWayIn(WayIn):
         """The service starts with the system, makes new keys, and then writes ready.json anew."""
         with self._errors('waiting for the restarted agent'):
             manager = self._open_manager()
-            pauses = _Pauses(START_SECONDS)
+            pauses = windows_service.Pauses(START_SECONDS)
             while True:
                 if not self._works(manager):
                     return None
@@ -588,6 +656,7 @@ class SmbWayIn(WayIn):
         for file in reversed(self._placing):  # what we have open ourselves would stay
             with contextlib.suppress(Exception):
                 file.close()
+        self._placing.clear()
         if self._folder_made or self._service_made:
             self._remove(self.name, service=self._service_made, folder=True)
             self._folder_made = self._service_made = False
@@ -599,13 +668,13 @@ class SmbWayIn(WayIn):
         with self._errors('removing the agent', refused='SD-306', removing='The agent'):
             manager = self._open_manager()
             removed = []
-            pauses = _Pauses(patience)
+            pauses = windows_service.Pauses(patience)
             # A service that has stopped and is there still is held open by somebody, whom the agent can't wait for.
             while self._state(manager) not in (None, manager.STOPPED):
                 if not pauses.again():
                     break
             # The agent's last is its folder, and its service goes as its process does: only then there can be what it left.
-            pauses = _Pauses(min(patience, _FOLDER_SECONDS))
+            pauses = windows_service.Pauses(min(patience, windows_service.FOLDER_SECONDS))
             while self._client.exists(SHARE, self.name) and not self._told():
                 if not pauses.again():
                     break
@@ -627,7 +696,7 @@ class SmbWayIn(WayIn):
     def _remove_service(self, name: str) -> None:
         with self._errors('removing the service', refused='SD-306', removing=f'The service {name}'):
             manager = self._open_manager()
-            pauses = _Pauses(REMOVE_SECONDS)
+            pauses = windows_service.Pauses(REMOVE_SECONDS)
             state = 0
             while True:
                 try:
@@ -635,7 +704,7 @@ class SmbWayIn(WayIn):
                         state = manager.status(service)[0]
                         if state == manager.RUNNING:
                             manager.stop(service)
-                        elif state == manager.STOPPED or state == manager.START_PENDING and pauses.seconds > _HANGS_SECONDS:
+                        elif state == manager.STOPPED or state == manager.START_PENDING and pauses.seconds > windows_service.HANGS_SECONDS:
                             # Straight after a stop the manager refuses; so the state is awaited, and the handle then closed.
                             # One that never gets beyond its start is marked at least, so that it does not start again with the target.
                             manager.delete(service)
@@ -657,7 +726,7 @@ class SmbWayIn(WayIn):
         with self._errors('removing the folder'):
             if name == self.name:
                 self._found = self._told() if self._client.exists(SHARE, name) else None
-            pauses = _Pauses(REMOVE_SECONDS)
+            pauses = windows_service.Pauses(REMOVE_SECONDS)
             while True:
                 try:
                     self._client.delete_tree(SHARE, name)
@@ -695,10 +764,38 @@ class SmbWayIn(WayIn):
 
     def release(self) -> None:
         """Signs out of the shares and disconnects."""
+        self._close_manager()
+        self._client.close()
+
+    def _close_manager(self) -> None:
         if self._manager is not None:
             self._manager.close()
             self._manager = None
-        self._client.close()
+
+    # The tunnel
+
+    def keep(self) -> None:
+        """The service control manager is let go of."""
+        self._close_manager()
+        self._client.notice_silence()
+        self.step = 'opening the tunnel'
+
+    @property
+    def alive(self) -> bool:
+        """By what is known of the connection."""
+        return self._client.alive
+
+    def open_stream(self, place: str, port: int, timeout: float) -> Stream:
+        """A named pipe, through IPC$."""
+        try:
+            return self._client.open_pipe(place, timeout)
+        except exceptions.SMBResponseException as error:
+            if error.status in smb_client.STATUS_NOT_FOUND:
+                raise NothingThere(rf'there is no pipe {place}') from None
+            detail = 'access denied' if error.status == smb_client.STATUS_ACCESS_DENIED else f'{_status_name(error)} (0x{error.status:08X})'
+            raise self.error('SD-506', detail=rf'the target does not let {self._user} open the pipe {place}: {detail}') from None
+        except (exceptions.SMBException, smb_client.Timeout, OSError, ValueError, LookupError, struct.error) as error:
+            raise self.error('SD-205', address=self._address, detail=str(error) or 'the target closed the connection') from None
 
 
 def _status_name(error: t.Any) -> str:
@@ -707,3 +804,25 @@ def _status_name(error: t.Any) -> str:
 
 def _first_line(error: t.Any) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0]
+
+
+def _chained(error: t.Any, attribute: str) -> int | None:
+    """A number that an error, or one that it came from, has."""
+    seen = 0
+    while error is not None and seen < 8:
+        for one in (error, getattr(error, 'base_error', None)):
+            value = getattr(one, attribute, None)
+            if isinstance(value, int):
+                return value
+        error = error.__cause__ or error.__context__
+        seen += 1
+    return None
+
+
+def kerberos_number(error: t.Any) -> int | None:
+    """The Kerberos library's number of what went wrong, from an error of pyspnego's, GSSAPI's or krb5's own; None where there is none."""
+    for attribute in ('err_code', 'min_code'):
+        number = _chained(error, attribute)
+        if number:
+            return (number & 0xFFFFFFFF) - (1 << 32) if number & 0x80000000 else number
+    return None

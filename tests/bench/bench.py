@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """The figures of docs/performance.md: `make bench`, or some rows alone, `make bench ROWS=raw,command`.
 
-Every figure is the median of five rounds after one to warm up (ROUNDS=1: less patience), the peers of a row taking turns in the same rounds
-against the same target. Nothing here is a test: no figure passes or fails. playing.py has the rows that are playbooks, peers.py who plays
-them; here are the others, in the row `figures`: parts of the first answer, packages sent, sizes and memory.
+Every figure is the median of five rounds after one to warm up (ROUNDS=1: less patience; fewer where one takes minutes, as the table says), the peers
+of a row taking turns in the same rounds against the same target. Nothing here is a test: no figure passes or fails. playing.py has the rows that are
+playbooks, peers.py who plays them; here are the others, in the row `figures`: parts of the first answer, packages sent, sizes and memory; and in the
+row `tunnel`: the two transports.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ MB = 1_000_000
 INSIDE = "SOJOURN_BENCH_INSIDE"
 WANTED = "SOJOURN_BENCH_ROWS"
 FIGURES = "figures"
+TUNNEL = "tunnel"
+TUNNEL_MB, TUNNEL_ITEMS = 64, 50
 
 
 class Bench:
@@ -46,13 +49,14 @@ class Bench:
         self.work = work
         self.rows: list[tuple[str, str]] = []
 
-    def target(self, name: str) -> Target:
+    def target(self, name: str, **options: str) -> Target:
         """What the connection plugin would make of the inventory's host."""
         host = self.lab.target(name)
         way_in = {"linux": "ssh", "windows": "smb"}[host.kind]
         return Target.make(
-            way_in, host.addresses.ula, host=name, user=host.user, password=host.password(), known_hosts=str(self.lab.known_hosts)
-        )
+            way_in, host.addresses.ula, host=name, user=host.user, password=host.password(), known_hosts=str(self.lab.known_hosts),
+            **options,
+        )  # fmt: skip
 
     def row(self, what: str, figure: str) -> None:
         """Adds a line of the table, and shows it at once."""
@@ -74,11 +78,11 @@ class Bench:
 def first_answer(bench: Bench, name: str) -> None:
     """From nothing (no broker, no agent) to the first answer, with its parts."""
     samples = []
-    for _number in range(ROUNDS):
+    for _number in range(ROUNDS + 1):
         # A process of its own for each: it owns a broker of its own, as an ansible-playbook does.
         child = subprocess.run([sys.executable, __file__, "--first-answer", bench.lab.name, name], check=True, capture_output=True, text=True)
         samples.append(json.loads(child.stdout))
-    parts = {part: statistics.median(sample[part] for sample in samples) for part in samples[0]}
+    parts = {part: statistics.median(sample[part] for sample in samples[1:]) for part in samples[0]}
     inner = ", ".join(f"{part.replace('_', ' ')} {value:.2f}" for part, value in parts.items() if part != "total")
     bench.row(f"first answer over {bench.target(name).way_in}, s", f"{parts['total']:.2f} ({inner})")
 
@@ -159,6 +163,54 @@ def uploads(bench: Bench, stack: ExitStack) -> None:
         bench.row(f"agent's resident memory after the uploads, {name}, MB", f"{agent.info()['resident_bytes'] / MB:.1f}")
 
 
+def tunnels(bench: Bench) -> None:
+    """The two transports: raw per item (a play of one more than so many items, less a play of one), an operation, 64 MB each way."""
+    file, back, inventory, playbook = (bench.work / name for name in ("tunnelled", "back", "tunnel.yml", "tunnel-play.yml"))
+    file.write_bytes(os.urandom(TUNNEL_MB * MB))
+    inventory.write_text(
+        subprocess.run([sys.executable, ROOT / "tests/lab/lab.py", "inventory", "--name", bench.lab.name], check=True, capture_output=True, text=True).stdout
+    )
+    tasks = [{"ansible.builtin.raw": "{{ line }}", "loop": "{{ range(items | int) | list }}"}]
+    playbook.write_text(json.dumps([{"hosts": "{{ host }}", "gather_facts": False, "tasks": tasks}]))
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "build/collections"), "ANSIBLE_NOCOLOR": "1"}
+
+    def played(name: str, transport: str, items: int) -> float:
+        line = "true" if name == "linux1" else "cmd /c exit 0"
+        values = json.dumps({"host": name, "line": line, "items": items, "ansible_sojourn_transport": transport})
+        begin = time.monotonic()
+        command = [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, playbook, "-e", values]
+        subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        return time.monotonic() - begin
+
+    for name, label in (("linux1", "Linux"), ("windows1", "Wine")):
+        figures: dict[str, dict[str, list[float]]] = {}
+        for number in range(ROUNDS + 1):
+            for transport in ("direct", "tunnel"):
+                items = (played(name, transport, TUNNEL_ITEMS + 1) - played(name, transport, 1)) / TUNNEL_ITEMS
+                agent = Agent(bench.target(name, transport=transport), os.getpid())
+                agent.deploy()
+                laps = [time.monotonic()]
+                agent.put_file(str(file), "payload")
+                laps.append(time.monotonic())
+                agent.get_file("payload", str(back))
+                laps.append(time.monotonic())
+                calls = []
+                for _call in range(TUNNEL_ITEMS):
+                    begin = time.monotonic()
+                    agent.info()
+                    calls.append(time.monotonic() - begin)
+                agent.remove()
+                sample = {
+                    "raw per item, ms": items * 1000, "GetInfo, ms": statistics.median(calls) * 1000,
+                    f"PutFile of {TUNNEL_MB} MB, MB/s": TUNNEL_MB / (laps[1] - laps[0]), f"GetFile of {TUNNEL_MB} MB, MB/s": TUNNEL_MB / (laps[2] - laps[1]),
+                }  # fmt: skip
+                for what, value in sample.items():
+                    if number:
+                        figures.setdefault(what, {}).setdefault(transport, []).append(value)
+        for what, by in figures.items():
+            bench.row(f"{label}: {what}", ", ".join(f"{transport} {statistics.median(values):.1f}" for transport, values in by.items()))
+
+
 def sizes(bench: Bench) -> None:
     """What the agent weighs."""
     for path in sorted((ROOT / "agent/dist").glob("sojourn-agent-*")):
@@ -221,6 +273,9 @@ def measure(lab_name: str, wanted: list[str]) -> None:
                 sizes(bench)
                 uploads(bench, stack)
                 continue
+            if name == TUNNEL:
+                tunnels(bench)
+                continue
             found = ROWS[name](peers, ROUNDS)
             print(table(found), flush=True)
             rows += found
@@ -238,7 +293,7 @@ def main() -> int:
     if words[:1] == ["--first-answer"]:
         first_answer_sample(words[1], words[2])
         return 0
-    every = [*ROWS, FIGURES]
+    every = [*ROWS, FIGURES, TUNNEL]
     wanted = os.environ.get(WANTED, "").replace(",", " ").split() or every
     if unknown := set(wanted) - set(every):
         raise SystemExit(f"bench.py: no such row: {', '.join(sorted(unknown))} (there are {', '.join(every)})")
@@ -250,7 +305,7 @@ def main() -> int:
         subprocess.run(["apt-get", "-qq", "install", "--yes", "--no-install-recommends", *packages], check=True)
     lab = Lab(os.environ.get("SOJOURN_BENCH_LAB", "bench"))
     lab.down()
-    lab.up(linux=LINUX_TARGETS if set(wanted) & set(MANY) else 1, windows=1 if FIGURES in wanted else 0)
+    lab.up(linux=LINUX_TARGETS if set(wanted) & set(MANY) else 1, windows=1 if {FIGURES, TUNNEL} & set(wanted) else 0)
     try:
         _ = Peers(lab, Path()).controller  # built here: in the lab's network nothing can be fetched
         return subprocess.call(lab.inside("controller", [sys.executable, __file__]), env={**os.environ, INSIDE: lab.name})

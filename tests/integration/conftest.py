@@ -131,7 +131,8 @@ class Controller:
             values["known_hosts"] = str(self.lab.known_hosts)
         values.update(more)
         address = values.pop("address", None) or target.addresses.as_seen_from_the_lab(family)
-        return Target.make("ssh" if target.kind == "linux" else "smb", address, **values)
+        way_in = values.pop("way_in", "ssh" if target.kind == "linux" else "smb")
+        return Target.make(way_in, address, **values)
 
     def agent(self, target: Any, family: str = "ipv6", **more: Any) -> Any:
         """An ``Agent`` for a target, its methods run in the controller's network."""

@@ -344,7 +344,7 @@ class Attempt:
 
     def deployments(self) -> int:
         """How often the broker has put an agent on the target."""
-        return self.broker_log.count(" put there, on port ")
+        return self.broker_log.count(" put there, ")
 
     def wait_installing(self) -> None:
         """Until the installer has begun."""

@@ -167,17 +167,22 @@ class Process:
         return f"{self.memory / 1048576:.1f} MB, {self.descriptors} descriptors, {self.threads} threads"
 
 
+#: Of a console, under Wine.
+CONSOLE = "conhost.exe"
+
+
 def end_stillborn(target: Any) -> int:
     """Ends what the agent was about to start and that was never let run; how many there were.
 
     A Windows program creates a process that stands still, and then lets it go. Who is killed in between leaves it so for ever. What
-    takes microseconds on Windows takes milliseconds under Wine, so that a soak meets it: with the firewall's tool, and with the one
-    who deletes the agent's folder. What has run has loaded Windows' base library.
+    takes microseconds on Windows takes milliseconds under Wine, so that a soak meets it: with the firewall's tool, with the one who
+    deletes the agent's folder, and with the process of the console (which on Windows the system makes). What has run has loaded
+    Windows' base library.
     """
     count = 0
     for process in target.processes():
         with contextlib.suppress(OSError):
-            if process.name in ("netsh.exe", "cmd.exe") and "kernelbase.dll" not in Path(f"/proc/{process.pid}/maps").read_text():
+            if process.name in ("netsh.exe", "cmd.exe", CONSOLE) and "kernelbase.dll" not in Path(f"/proc/{process.pid}/maps").read_text():
                 process.end()
                 count += 1
     return count

@@ -20,6 +20,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import Sojou
 from tests.conftest import COLLECTIONS
 from tests.integration.conftest import Controller, secrets_of
 from tests.lab.namespaces import inside
+from tests.lab.windows_faults import share
 
 
 def refused(controller: Controller, target: Any, family: str = "ipv6", **options: Any) -> SojournError:
@@ -111,52 +112,176 @@ def test_another_service_on_the_port(controller: Controller, linux_target: Any, 
     assert error.code in ("SD-205", "SD-204") and "SSH" in str(error)
 
 
-PLACED = """
+STEPS = """
 import json, sys
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import make_way_in
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import Config
 
-way_in = make_way_in(Target.from_dict(json.loads(sys.stdin.readline())), "0123456789ab")
-way_in.connect()
-way_in.place("token")
-try:
-    print("placed", flush=True)
+def reached(what):
+    print(what, flush=True)
     sys.stdin.readline()
+
+def after(what, act):
+    def acts(*arguments):
+        reached(what)
+        return act(*arguments)
+    return acts
+
+way_in = make_way_in(Target.from_dict(json.loads(sys.stdin.readline())), "0123456789ab")
+if way_in.target.way_in == "smb":  # over WinRM one command checks and starts
+    way_in._serve = after("checked", way_in._serve)
+way_in._wait_ready = after("started", way_in._wait_ready)
+way_in.connect()
+try:
+    way_in.place("token")
+    reached("placed")
     way_in.start(Config("0123456789ab", "0" * 64, [], {"first": 62286, "last": 62286}, 120))
-    print("started")
+    reached("ready")
 except SojournError as error:
-    print(error.code, error)
+    print(error.code, error, flush=True)
 finally:
     way_in.undo()
     way_in.release()
 """
-AGENT = "/srv/windows/drive_c/windows/sojourn-0123456789ab/agent.exe"
+FOLDER = "/srv/windows/drive_c/windows/sojourn-0123456789ab"
+AGENT = f"{FOLDER}/agent.exe"
+
+
+class Steps:
+    """A deployment by the way in alone, that waits after each of its steps: placed, checked, started, ready."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._waits = False
+
+    def reach(self, wanted: str) -> None:
+        """Goes on until this step, at which it waits."""
+        while (said := self._next()) != wanted:
+            assert said in ("placed", "checked", "started"), said
+
+    def error(self) -> str:
+        """Goes on to the end, which is an error: its code and text."""
+        while not (said := self._next()).startswith("SD-"):
+            assert said in ("placed", "checked", "started"), said
+        return said
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def _next(self) -> str:
+        assert self._process.stdin and self._process.stdout
+        if self._waits:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        self._waits = True
+        return self._process.stdout.readline().rstrip("\n")
+
+
+@contextlib.contextmanager
+def stepwise(controller: Controller, target: Any, *, killed: bool = False) -> Iterator[Steps]:
+    """Begins one to a target, as its options have it; it goes on to its end, unless it is to be ``killed``."""
+    command = controller.lab.inside("controller", [sys.executable, "-P", "-c", STEPS])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}) as process:
+        assert process.stdin
+        process.stdin.write(json.dumps(target.to_dict()) + "\n")
+        process.stdin.flush()
+        yield Steps(process)
+        process.communicate("\n" * 8, timeout=60)
+    assert (process.returncode == 0) is not killed
+
+
+@pytest.fixture
+def steps(controller: Controller, windows_target: Any) -> Iterator[Steps]:
+    with stepwise(controller, controller.agent(windows_target).wrapped.target) as steps:
+        yield steps
 
 
 @pytest.mark.parametrize(
-    ("meanwhile", "expected"),
+    ("meanwhile", "code", "words"),
     [
-        (f"printf x | dd of={AGENT} bs=1 seek=4096 conv=notrunc", "SD-408"),
-        (f"cp {AGENT} {AGENT}.new && printf x >>{AGENT}.new && mv {AGENT}.new {AGENT}", "SD-408"),
-        (f"rm {AGENT}", "SD-406"),
+        (f"printf x | dd of={AGENT} bs=1 seek=4096 conv=notrunc", "SD-408", "its SHA-256 is"),
+        (f"cp {AGENT} {AGENT}.new && printf x >>{AGENT}.new && mv {AGENT}.new {AGENT}", "SD-408", "its SHA-256 is"),
+        (f"rm {AGENT}", "SD-406", "has vanished"),
     ],
     ids=["written to", "replaced", "removed by an antivirus"],
 )
-def test_an_executable_that_is_not_what_was_sent_does_not_run(controller: Controller, windows_target: Any, meanwhile: str, expected: str) -> None:
+def test_an_executable_that_is_not_what_was_sent_does_not_run(steps: Steps, windows_target: Any, meanwhile: str, code: str, words: str) -> None:
     """Somebody on the target, or a thing such as an antivirus, changes it before it is started with the system's own rights."""
-    target = controller.agent(windows_target).wrapped.target
-    command = controller.lab.inside("controller", [sys.executable, "-P", "-c", PLACED])
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}) as process:
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(target.to_dict()) + "\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "placed\n"
-        windows_target.exec(["sh", "-c", meanwhile], check=True)
-        said = process.communicate("\n", timeout=60)[0]
-    assert said.startswith(f"{expected} "), said
-    assert ("its SHA-256 is" in said) if expected == "SD-408" else ("has vanished" in said)
+    steps.reach("placed")
+    windows_target.exec(["sh", "-c", meanwhile], check=True)
+    said = steps.error()
+    assert said.startswith(f"{code} ") and words in said, said
+
+
+def test_nobody_writes_to_the_executable_between_check_and_start(steps: Steps, windows_target: Any) -> None:
+    """From its SHA-256 on until it runs, whoever comes over the network can neither change, replace nor remove it."""
+    steps.reach("checked")
+    from smbprotocol.exceptions import SharingViolation
+    from smbprotocol.open import CreateDisposition, CreateOptions, FilePipePrinterAccessMask, ImpersonationLevel, Open, ShareAccess
+
+    access, disposition = FilePipePrinterAccessMask, CreateDisposition
+    sharing = ShareAccess.FILE_SHARE_READ | ShareAccess.FILE_SHARE_WRITE | ShareAccess.FILE_SHARE_DELETE
+    with share(windows_target, "ADMIN$") as tree:
+
+        def opened(how: int, then: int = disposition.FILE_OPEN) -> Any:
+            file = Open(tree, r"sojourn-0123456789ab\agent.exe")
+            file.create(ImpersonationLevel.Impersonation, how, 0, sharing, then, CreateOptions.FILE_NON_DIRECTORY_FILE)
+            return file
+
+        for how, then in (
+            (access.FILE_WRITE_DATA, disposition.FILE_OPEN),
+            (access.FILE_APPEND_DATA, disposition.FILE_OPEN),
+            (access.FILE_READ_DATA, disposition.FILE_OVERWRITE),
+            (access.FILE_WRITE_DATA, disposition.FILE_SUPERSEDE),
+            (access.DELETE, disposition.FILE_OPEN),  # to remove or rename it, or put another in its place
+        ):
+            with pytest.raises(SharingViolation):
+                opened(how, then)
+        opened(access.FILE_READ_DATA).close()
+        steps.reach("ready")
+        opened(access.FILE_WRITE_DATA).close()  # what was refused was so for that reason alone
+
+
+SERVICE = "sojourn-0123456789ab"
+
+
+def create_another(target: Any) -> None:
+    """A service of the same name."""
+    target.exec(["wine", "sc", "create", SERVICE, "binPath=", r"C:\windows\other.exe"])
+
+
+def remove_all(target: Any) -> None:
+    """As an antivirus might, or a person."""
+    target.exec(["sh", "-c", f"wine sc stop {SERVICE}; wine sc delete {SERVICE}; rm -rf {FOLDER}"], check=False)
+
+
+def test_a_service_that_cannot_be_created(steps: Steps, windows_target: Any) -> None:
+    """The service control manager's own refusal, with its number."""
+    steps.reach("checked")
+    create_another(windows_target)
+    said = steps.error()
+    assert said.startswith("SD-407 ") and "RCreateServiceW failed with error 1073" in said and "a policy forbids new services" in said, said
+
+
+def test_a_service_that_vanishes(steps: Steps, windows_target: Any) -> None:
+    """It is stopped and removed before it has said that it is ready."""
+    steps.reach("started")
+    remove_all(windows_target)
+    said = steps.error()
+    assert said.startswith("SD-406 ") and "the service has vanished; the agent's executable has vanished: an antivirus" in said, said
+
+
+def test_no_service_control_manager(controller: Controller, windows_target: Any, family: str) -> None:
+    """A thing that has SMB and an ADMIN$, but no pipe svcctl."""
+    pipes = "/run/samba/ncalrpc/np"
+    windows_target.exec(["mount", "-t", "tmpfs", "none", pipes])
+    try:
+        error = refused(controller, windows_target, family)
+    finally:
+        windows_target.exec(["umount", pipes])
+    assert (error.code, error.kind) == ("SD-407", "failed") and "no service control manager" in str(error), str(error)
 
 
 # SSH
@@ -220,7 +345,8 @@ def test_host_known_by_an_authority(controller: Controller, linux_target: Any, f
 def test_host_key_accepted_on_demand(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     controller.agent(linux_target, known_hosts=str(known), host_key_auto_add=True).deploy()
-    assert linux_target.addresses.as_seen_from_the_lab("ipv6") in known.read_text()
+    # Hashed, where the controller's ssh_config says so.
+    subprocess.run(["ssh-keygen", "-F", linux_target.addresses.as_seen_from_the_lab("ipv6"), "-f", known], check=True, capture_output=True)
     controller.new_run()
     controller.agent(linux_target, known_hosts=str(known)).deploy()
     controller.new_run()
@@ -260,6 +386,18 @@ def test_noexec_folders_are_passed_over(controller: Controller, linux_target: An
         agent = controller.agent(linux_target, family, remote_folders=("/mnt/noexec", "/var/tmp"))
         assert agent.deploy()["info"]["folder"].startswith("/var/tmp/sojourn-")
         agent.remove()
+
+
+def test_a_tmp_that_is_noexec(controller: Controller, linux_target: Any, family: str) -> None:
+    """As on hosts that follow a hardening guide: /tmp itself, and nothing said about folders."""
+    linux_target.exec(["mount", "-t", "tmpfs", "-o", "noexec,nosuid,nodev,mode=1777", "none", "/tmp"])
+    try:
+        agent = controller.agent(linux_target, family)
+        assert agent.deploy()["info"]["folder"].startswith("/var/tmp/sojourn-")
+        agent.remove()
+        assert linux_target.exec(["ls", "-A", "/tmp"]).stdout == ""
+    finally:
+        linux_target.exec(["umount", "/tmp"])
 
 
 def test_disk_full_during_upload_on_linux(controller: Controller, linux_target: Any, family: str) -> None:

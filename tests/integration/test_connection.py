@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
 import re
 import signal
 import subprocess
-import threading
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import run_folder
 from tests.conftest import COLLECTIONS
 from tests.integration.conftest import Controller, error_lines, secrets_of
+from tests.integration.watching import left_alone, watched
 from tests.lab.other_collections import other_collections
 from tests.lab.waiting import wait_for
 
@@ -200,6 +201,57 @@ def test_become_by_doas(controller: Controller, linux_target: Any, tmp_path: Pat
     assert "visitor visitor deployer, doas: Operation not permitted" in text
 
 
+def test_become_by_doas_with_a_password(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """It asks at the terminal alone."""
+    linux_target.exec(["sh", "-c", "echo permit deployer as visitor > /etc/doas.conf"])
+    environment = {"ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{other_collections()}"}
+    password = linux_target.password("deployer")
+    words = ["-e", f"ansible_user=deployer ansible_password={password}"]
+    try:
+        text = good(play(controller, tmp_path, """
+- hosts: linux
+  gather_facts: false
+  become: true
+  become_user: visitor
+  become_method: community.general.doas
+  vars: {ansible_become_password: "{{ ansible_password }}"}
+  tasks:
+    - {ansible.builtin.raw: id -un; echo more >&2, register: raw}
+    - {ansible.builtin.command: {cmd: cat, stdin: "through a module"}, register: module}
+    - ansible.builtin.debug: {msg: "{{ raw.stdout | trim }} {{ raw.stderr | trim }}, {{ module.stdout }}"}
+    - {ansible.builtin.raw: id -un, vars: {ansible_become_password: wrong}, register: refused, ignore_errors: true}
+    - ansible.builtin.debug: {msg: "{{ refused.msg }}"}
+""", *words, **environment))
+    finally:
+        linux_target.exec(["rm", "/etc/doas.conf"])
+    assert "visitor more, through a module" in text and "doas: Authentication failed" in text
+    assert password not in text
+
+
+@pytest.mark.parametrize("user", ["operator", "deployer"], ids=["without a password", "with a password"])
+def test_become_by_a_sudo_that_wants_a_terminal(controller: Controller, linux_target: Any, tmp_path: Path, user: str) -> None:
+    """Ansible's own ssh has to do without pipelining there."""
+    rules = "/etc/sudoers.d/terminal"
+    linux_target.exec(["sh", "-c", f"cat > {rules} && chmod 440 {rules}"], input="Defaults>visitor requiretty\n")
+    password = linux_target.password(user)
+    words = ["-e", f"ansible_user={user} ansible_password={password}"]
+    try:
+        text = good(play(controller, tmp_path, """
+- hosts: linux
+  gather_facts: false
+  become: true
+  become_user: visitor
+  tasks:
+    - {ansible.builtin.raw: sudo -n -u visitor true, become: false, register: refused, failed_when: "'must have a tty' not in refused.stderr"}
+    - {ansible.builtin.raw: id -un; echo more >&2, register: raw}
+    - {ansible.builtin.command: {cmd: cat, stdin: "through a module"}, register: module}
+    - ansible.builtin.debug: {msg: "{{ raw.stdout | trim }} {{ raw.stderr | trim }}, {{ module.stdout }}"}
+""", *words, *(["-e", f"ansible_become_password={password}"] if user == "deployer" else [])))
+    finally:
+        linux_target.exec(["rm", rules])
+    assert re.search("visitor .*more, through a module", text)  # in between, that sudo does not find its host's name
+
+
 def test_loops_with_templated_hosts_and_users(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
     passwords = {user: linux_target.password(user) for user in ("deployer", "operator")}
     text = good(play(controller, tmp_path, f"""
@@ -226,15 +278,57 @@ def test_loops_with_templated_hosts_and_users(controller: Controller, linux_targ
     assert "deployer operator deployer operator deployer" in text
 
 
-def test_wrong_and_missing_become_passwords(controller: Controller, linux_target: Any) -> None:
-    login = ["-e", f"ansible_user=deployer ansible_password={linux_target.password('deployer')}", "--become", "-m", "raw", "-a", "id"]
-    # The agent itself gets in with the login's password; the task's own sudo gets another.
-    assert controller.run("ansible", "linux", *login).returncode != 0
-    first = good(controller.run("ansible", "linux", *login[:2], "-m", "raw", "-a", "id"))
-    assert "deployer" in first
-    result = controller.run("ansible", "linux", *login[:2], "-e", "ansible_become_password=wrong", *login[2:])
-    assert result.returncode != 0
-    assert "refused the password" in result.stdout + result.stderr or "Incorrect sudo password" in result.stdout + result.stderr
+def test_wrong_and_missing_become_passwords(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """Of a task, on a target where the agent is already; and on the way to it."""
+    password = linux_target.password("deployer")
+    login = ("-e", f"ansible_user=deployer ansible_password={password}")
+    text = good(play(controller, tmp_path, f"""
+- hosts: linux
+  gather_facts: false
+  become: true
+  tasks:
+    - {{ansible.builtin.raw: id -un, register: right, vars: {{ansible_become_password: "{password}"}}}}
+    - {{ansible.builtin.raw: touch /tmp/never, register: wrong, ignore_errors: true, vars: {{ansible_become_password: wrong}}}}
+    - {{ansible.builtin.raw: touch /tmp/never, register: missing, ignore_errors: true}}
+    - {{ansible.builtin.command: touch /tmp/never, register: module, ignore_errors: true, vars: {{ansible_become_password: wrong}}}}
+    - ansible.builtin.debug: {{msg: "{{{{ right.stdout | trim }}}} | {{{{ wrong.msg }}}} | {{{{ missing.msg }}}} | {{{{ module.msg }}}} |"}}
+    - {{ansible.builtin.raw: ls /tmp/never, become: false, register: made, failed_when: made.rc == 0}}
+""", *login))
+    assert re.search(r"root \| .*Incorrect sudo password.* \| .*Missing sudo password.* \| .*Incorrect sudo password.* \|", text), text
+    assert re.search(r"linux1\s+: ok=6\s+changed=\d+\s+unreachable=0\s+failed=0\s+skipped=0\s+rescued=0\s+ignored=3", text), text
+    result = controller.run("ansible", "linux", *login, "-e", "ansible_become_password=wrong", "--become", "-m", "raw", "-a", "id")
+    assert result.returncode != 0 and "sudo refused the password" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("user", ["operator", "deployer"], ids=["without a password", "with a password"])
+def test_what_another_user_says_is_the_commands_own(controller: Controller, linux_target: Any, tmp_path: Path, user: str) -> None:
+    """Blanks and empty lines at its beginning too."""
+    password = linux_target.password(user)
+    text = good(play(controller, tmp_path, r"""
+- hosts: linux
+  gather_facts: false
+  become: true
+  tasks:
+    - {ansible.builtin.raw: "printf '\\n  out'; printf '\\n  err' >&2", register: said}
+    - ansible.builtin.debug: {msg: "<{{ said.stdout | replace('\n', 'N') }}> <{{ said.stderr | replace('\n', 'N') }}>"}
+""", "-e", f"ansible_user={user} ansible_password={password}", *(["-e", f"ansible_become_password={password}"] if user == "deployer" else [])))
+    # sudo may say before it that it does not find its host's name
+    assert re.search(r"<N  out> <(sudo: .*)?N  err>", text), text
+
+
+def test_a_password_that_is_asked_for(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """By Ansible (-k), which gives it to the connection's option `password`."""
+    inventory, file = tmp_path / "inventory.json", tmp_path / "asked"
+    file.touch(0o600)
+    file.write_text(linux_target.password("deployer"))
+    host = {"ansible_host": linux_target.addresses.ula, "ansible_connection": "sojourn.deploy.ssh", "ansible_user": "deployer",
+            "ansible_sojourn_known_hosts_file": str(controller.lab.known_hosts), "ansible_become_password": linux_target.password("deployer")}  # fmt: skip
+    inventory.write_text(json.dumps({"all": {"hosts": {"asked": host}}}))
+    words = ("ansible", "-i", str(inventory), "asked", "-m", "raw", "-a", "id -un")
+    assert "deployer" in good(controller.run(*words, "--connection-password-file", str(file)))
+    file.write_text("wrong")
+    result = controller.run(*words, "--connection-password-file", str(file))
+    assert result.returncode == 4 and "SD-301" in result.stdout + result.stderr
 
 
 def test_files_are_read_with_the_login_users_rights(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
@@ -259,6 +353,50 @@ def test_a_tasks_timeout_kills_it_on_the_target(controller: Controller, linux_ta
 """)
     assert result.returncode == 2 and time.monotonic() - begin < 60
     wait_for("the task to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4713"], check=False).stdout == "", 20)
+
+
+def test_a_task_whose_time_is_over_before_the_agent_is_there_begins_nothing(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    with linux_target.slow("1mbps"):  # the executable takes some seconds
+        text = good(play(controller, tmp_path, """
+- hosts: linux
+  gather_facts: false
+  tasks:
+    - {ansible.builtin.raw: touch /tmp/late, timeout: 3, register: late, ignore_errors: true}
+    - {ansible.builtin.raw: ls /tmp/late, register: there, failed_when: false}
+    - {ansible.builtin.raw: "true"}
+    - {ansible.builtin.raw: ls /tmp/late, register: later, failed_when: false}
+    - ansible.builtin.debug: {msg: "{{ late.msg }} | {{ there.rc }} {{ later.rc }} |"}
+"""))
+    assert re.search(r"[Tt]imed out after 3 second.* \| 2 2 \|", text), text
+
+
+def test_async_outlives_reset_and_run(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """Each waits for a file, which comes once the agent that began it has gone."""
+    wait = "until [ -e /tmp/{0}.go ]; do sleep 0.1; done; id -un > /tmp/{0}.done"
+    try:
+        text = good(play(controller, tmp_path, f"""
+- hosts: linux
+  gather_facts: false
+  tasks:
+    - {{ansible.builtin.shell: "{wait.format("reset")}", async: 120, poll: 0, register: job}}
+    - ansible.builtin.raw: pgrep -f '[a]gent serve'
+      register: before
+    - ansible.builtin.meta: reset_connection
+    - ansible.builtin.raw: touch /tmp/reset.go; pgrep -f '[a]gent serve'
+      register: after
+    - {{ansible.builtin.async_status: {{jid: "{{{{ job.ansible_job_id }}}}"}}, register: ended, until: ended.finished, retries: 60, delay: 1}}
+    - {{ansible.builtin.raw: cat /tmp/reset.done, register: said}}
+    - {{ansible.builtin.shell: "{wait.format("run")}", async: 120, poll: 0}}
+    - ansible.builtin.debug: {{msg: "{{{{ said.stdout | trim }}}} {{{{ ended.rc }}}} {{{{ before.stdout != after.stdout }}}}"}}
+"""))
+        assert "root 0 True" in text, text
+        wait_for("the agent to go", lambda: not linux_target.exec(["sh", "-c", "ls -d /tmp/sojourn-*"], check=False).stdout, 30)
+        assert linux_target.exec(["sh", "-c", "touch /tmp/run.go; ls /tmp/run.done"], check=False).returncode != 0
+        wait_for("the job to end", lambda: linux_target.exec(["cat", "/tmp/run.done"], check=False).stdout == "root\n", 30)
+    finally:
+        linux_target.exec(["touch", "/tmp/reset.go", "/tmp/run.go"])
+        wait_for("the jobs to end", lambda: not linux_target.exec(["pgrep", "-f", "until .* /tmp/(reset|run)[.]go"], check=False).stdout, 30)
+        linux_target.exec(["sh", "-c", "rm -f /tmp/reset.* /tmp/run.*"])
 
 
 def test_ctrl_c_kills_the_task_and_cleans_up(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
@@ -312,38 +450,13 @@ def test_both_kinds_in_one_play(controller: Controller, tmp_path: Path, family: 
 # Secrets
 
 
-def test_secrets_are_shown_nowhere(controller: Controller, lab: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["direct", "tunnel"])
+def test_secrets_are_shown_nowhere(controller: Controller, lab: Any, tmp_path: Path, transport: str) -> None:
     secrets = secrets_of(lab)
-    found: list[str] = []
-    stop = threading.Event()
-    base = Path(run_folder(os.getpid())).parent
-
-    def watch() -> None:
-        needles = [secret.encode() for secret in secrets]
-        while not stop.is_set():
-            for entry in Path("/proc").iterdir():
-                if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                    continue
-                for file in ("cmdline", "environ"):
-                    try:
-                        data = (entry / file).read_bytes()
-                    except OSError:
-                        continue
-                    found.extend(f"/proc/{entry.name}/{file}: {data[:200]!r}" for needle in needles if needle in data)
-            for path in base.glob("*/*"):
-                try:
-                    if path.is_file():
-                        found.extend(str(path) for needle in needles if needle in path.read_bytes())
-                except OSError:
-                    continue
-            time.sleep(0.02)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    linux, windows = lab.target("linux1"), lab.target("windows1")
     package = tmp_path / "package.sh"
     package.write_text("#!/bin/sh\nenv; ps -ef; cat /proc/$PPID/environ /proc/$PPID/cmdline\n")
-    try:
-        text = f"""
+    text = f"""
 - hosts: targets
   gather_facts: false
   tasks:
@@ -353,23 +466,34 @@ def test_secrets_are_shown_nowhere(controller: Controller, lab: Any, tmp_path: P
         skip_wrong_family: true
         creates: /nowhere
       ignore_errors: true
+- hosts: linux1
+  gather_facts: false
+  become: true
+  vars: {{ansible_user: deployer, ansible_password: "{linux.password("deployer")}"}}
+  vars_files: [become.yml]
+  tasks:
     - ansible.builtin.raw: id -un
-      become: true
-      vars: {{ansible_become_password: "{lab.target("linux1").password("root")}"}}
-      when: inventory_hostname == 'linux1'
+    - ansible.builtin.command: id -un
 """
-        result = play(controller, tmp_path, text, "-vvvvv")
-        wrong = controller.run("ansible", "targets", "-e", "ansible_password=WrongGeheim1!", "-m", "raw", "-a", "id", "-vvvvv")
-    finally:
-        stop.set()
-        watcher.join()
+    (tmp_path / "become.yml").write_text(f"ansible_become_password: {json.dumps(linux.password('deployer'))}\n")
+    way = ("-e", f"ansible_sojourn_transport={transport}")
+    with watched(lab) as watch:
+        result = play(controller, tmp_path, text, "-vvvvv", *way)
+        wrong = controller.run("ansible", "targets", "-e", "ansible_password=WrongGeheim1!", *way, "-m", "raw", "-a", "id", "-vvvvv")
     shown = result.stdout + result.stderr + wrong.stdout + wrong.stderr
     assert result.returncode == 0, shown
     assert len(error_lines(wrong.stdout + wrong.stderr)) >= 2, wrong.stdout + wrong.stderr
     without_command_line = [line for line in shown.splitlines() if "WrongGeheim1!" in line]
     assert not without_command_line, without_command_line
     assert not [secret for secret in secrets if secret in shown]
-    assert not found, found[:5]
+    assert not watch.found, watch.found[:5]
+    assert {"config.json", "session", "broker.log"} <= watch.seen, watch.seen
+    for target in (linux, windows):  # an agent that lives and ends as it is to says nothing there
+        said = left_alone(controller, target, controller.agent(target, transport=transport, lease_seconds=5))
+        assert not [line for line in said for secret in (*secrets, "WrongGeheim1!") if secret in line]
+        controller.new_run()
+    log = linux.exec(["journalctl", "--no-pager", "--quiet", "--output=cat"]).stdout
+    assert not [secret for secret in (*secrets, "WrongGeheim1!") if secret in log]
 
 
 def test_the_broker_has_no_secret_in_its_arguments_environment_or_files(controller: Controller, target: Any, lab: Any) -> None:
@@ -384,3 +508,46 @@ def test_the_broker_has_no_secret_in_its_arguments_environment_or_files(controll
     assert b"run" in data
     assert not [secret for secret in secrets_of(lab) if secret.encode() in data]
     agent.remove()
+
+
+# In a process of its own, for Ansible's loader of collections is there once for all.
+PROGRAMS = """
+import base64, json, sys
+from ansible import constants as C
+from ansible.executor import module_common
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader, module_loader
+from ansible.template import Templar
+init_plugin_loader()
+C.DEFAULT_LOCAL_TMP = sys.argv[1]
+made = []
+for name, arguments in (("stat", {"path": "/"}), ("slurp", {"src": "/etc/hostname"})):
+    path = module_loader.find_plugin_with_context(f"ansible.legacy.{name}", ".py").plugin_resolved_path
+    module = module_common.modify_module(
+        module_name=f"ansible.legacy.{name}", module_path=path, module_args=arguments, templar=Templar(loader=DataLoader(), variables={}),
+        task_vars={"ansible_python_interpreter": "/usr/bin/python3"}, module_compression="ZIP_DEFLATED")
+    made.append(base64.b64encode(getattr(module, "b_module_data", None) or module[0]).decode())
+print(json.dumps(made))
+"""
+
+
+def test_of_a_module_only_what_is_new_goes_to_the_agent(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", PROGRAMS, tmp_path], env=environment, capture_output=True, text=True, check=True)
+    stat, slurp = (base64.b64decode(text) for text in json.loads(done.stdout))
+    agent = controller.agent(linux_target)
+    agent.deploy()
+    try:
+        def sent(program: bytes, said: bytes) -> int:
+            """Bytes that the broker has written for it, as the kernel counts them: little but what went to the agent."""
+            counters = Path(f"/proc/{controller.broker_pid}/io")
+            before, result = counters.read_text(), agent.execute(command_line="/usr/bin/python3", input_data=program, warm=True)
+            assert result["exit_code"] == 0 and said in result["stdout"], result
+            return int(re.search(r"wchar: (\d+)", counters.read_text())[1]) - int(re.search(r"wchar: (\d+)", before)[1])  # type: ignore[index]
+
+        first = sent(stat, b'"isdir": true')
+        assert 80_000 < first < len(stat), "all of it, but not in base64"
+        assert sent(slurp, b'"encoding": "base64"') < 30_000 < first, "only what the first had not"
+        assert sent(slurp, b'"encoding": "base64"') < 15_000
+    finally:
+        agent.remove()

@@ -16,6 +16,7 @@ from tests.integration.conftest import Controller
 from tests.integration.controllers import NEWEST, OLDEST, Other
 from tests.integration.playing import PACKAGES_LEAVE, Played, play, run
 from tests.integration.test_install import UNINSTALL_LINUX, UNINSTALL_WINDOWS
+from tests.integration.test_preflight import CHECKS, PREFLIGHT
 from tests.lab import Lab
 from tests.lab.fixtures import fixtures
 from tests.lab.waiting import wait_for
@@ -124,6 +125,14 @@ def test_plain_tasks(controller: Controller, lab: Lab, other: Other, variables: 
     assert played["linux1", "become"]["stdout"] == "größer"
     assert (played["linux1", "become, raw"]["stdout"], played["linux1", "become, raw"]["stderr"].strip()) == ("root\n", "wrong")
     assert played["windows1", "raw on Windows"]["stdout"].split() == ["hello"]
+
+
+def test_preflight(controller: Controller, other: Other, variables: dict[str, str], tmp_path: Path) -> None:
+    played = quiet(play(controller, tmp_path, [PREFLIGHT], hosts="all", environment=variables))
+    for host in ("linux1", "windows1"):
+        result = played[host, "preflight"]
+        checks = {check["check"]: check["state"] for check in result["checks"]}
+        assert list(checks)[-len(CHECKS[host[:-1]]):] == CHECKS[host[:-1]] and "failed" not in checks.values(), result["table"]
 
 
 @pytest.mark.parametrize("which", [pytest.param("alone", marks=pytest.mark.alone), "not alone"])

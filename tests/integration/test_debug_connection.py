@@ -219,16 +219,21 @@ def test_the_keys_that_would_be_offered(controller: Controller, linux_target: An
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     fingerprint = subprocess.run(["ssh-keygen", "-l", "-f", key], check=True, capture_output=True, text=True).stdout.split()[1]
     address = linux_target.addresses.ula
-    (home / ".ssh/config").write_text(f"Host {address}\n  ProxyJump bastion\n  ProxyCommand connect --secret Geheim1!\n")
+    (home / "settings").write_text(f"Host {address}\n  HostKeyAlias fleet\n  Ciphers aes128-ctr\n")
     inventory = {"all": {"hosts": {"linux1": {
         "ansible_connection": "sojourn.deploy.ssh", "ansible_host": address, "ansible_user": "root",
-        "ansible_sojourn_known_hosts_file": str(controller.lab.known_hosts)}}}}
+        "ansible_sojourn_known_hosts_file": str(home / "known_hosts"), "ansible_sojourn_config_file": str(home / "settings")}}}}
+    (home / "known_hosts").write_text("".join(f"{line}\n" for line in linux_target.known_hosts("fleet")))
     path = tmp_path / "inventory.json"
     path.write_text(json.dumps(inventory))
     environment = {"HOME": str(home), "ANSIBLE_INVENTORY": str(path), "SSH_AUTH_SOCK": ""}
     found = values(diagnose(controller, tmp_path, linux_target, environment=environment), "sign-in")
     assert found["credentials"] == [f"the key ~/.ssh/id_ed25519, ssh-ed25519 {fingerprint}"]
-    assert any("ProxyJump bastion" in line for line in found["~/.ssh/config"]) and "Geheim1!" not in json.dumps(found)
+    assert found["HostKeyAlias"] == "fleet" and found["not followed"] == ["ciphers"] and len(found["known host keys"]) == 2
+    words = ["-e", json.dumps({"ansible_ssh_common_args": "-o ProxyCommand='false Geheim1!'"})]
+    result = diagnose(controller, tmp_path, linux_target, *words, environment=environment)
+    assert result["error"]["code"] == "SD-205" and "Geheim1!" not in json.dumps(result)
+    assert values(result, "options")["ssh_common_args"] == "given, with a ProxyCommand"
     key.unlink()
     result = diagnose(controller, tmp_path, linux_target, environment=environment)
     assert result["error"]["code"] == "SD-302" and values(result, "SSH")["server"]

@@ -32,6 +32,14 @@ def test_the_bill_of_materials_is_that_of_the_executables() -> None:
         assert set(dependency["dependsOn"]) <= set(parts)
 
 
+def test_make_signs_before_it_writes_the_bill() -> None:
+    """What the bill says of an executable is of the one that is shipped."""
+    words = ["make", "--no-print-directory", "--dry-run", "agent", "SIGN=-pkcs12 store.p12 -readpass password"]
+    lines = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.splitlines()
+    order = [next(number for number, line in enumerate(lines) if word in line) for word in ("agent/build.sh", "agent/sign.sh", "scripts/sbom")]
+    assert order == sorted(order) and "agent/sign.sh agent/dist -pkcs12 store.p12 -readpass password" in lines[order[1]]
+
+
 def test_executables_for_windows_can_be_signed(controller: Controller, windows_target: Any, tmp_path: Path) -> None:
     """By `make agent SIGN=...`; what is signed is the same program, and runs."""
     key, certificate, store, password = (tmp_path / name for name in ("key.pem", "certificate.pem", "store.p12", "password"))

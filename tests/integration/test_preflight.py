@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ from tests.integration.conftest import Controller
 from tests.integration.playing import play, run
 from tests.integration.test_bad_luck_ways_in import mounted
 from tests.integration.test_debug_connection import Named, named, nothing_appears  # noqa: F401 - a fixture
+from tests.lab.clock import jumped
+from tests.lab.namespaces import connect, inside
 
 PREFLIGHT = {"name": "preflight", "sojourn.deploy.preflight": {}}
 #: The checks of a target on which all is well, in their order.
@@ -98,6 +105,12 @@ def test_a_filtered_port_takes_seconds(controller: Controller, target: Any, fami
     assert seconds < 15 and checks["port 4444"]["code"] == "SD-204" and "sign-in" not in checks
 
 
+@pytest.mark.parametrize(("address", "check"), [("2001:db8::1", "route IPv6"), ("203.0.113.9", "route IPv4")])
+def test_no_route(controller: Controller, target: Any, tmp_path: Path, address: str, check: str) -> None:
+    result, checks = preflight(controller, tmp_path, target, "-e", f"ansible_host={address}")
+    assert result["unreachable"] and result["error"]["code"] == checks[check]["code"] == "SD-202" and list(checks)[-1] == check
+
+
 def test_a_name_with_a_dead_address(named: Named, target: Any, family: str, tmp_path: Path) -> None:  # noqa: F811
     """A deployment goes on over the other family, so that is a warning."""
     dead = "v4" if family == "ipv6" else "v6"
@@ -155,6 +168,20 @@ def test_another_run(controller: Controller, target: Any, tmp_path: Path, how: s
 # Linux
 
 
+@pytest.mark.parametrize("ahead", [1200, -1200])
+def test_a_clock_that_differs_on_linux(controller: Controller, linux_target: Any, tmp_path: Path, ahead: int) -> None:
+    """Its `date` says so: the clock itself is the machine's, and so ours as well."""
+    linux_target.exec(["cp", "/usr/bin/date", "/root/date"])
+    script = f"#!/bin/sh\nexec /root/date -d '{ahead} seconds' \"$@\"\n"
+    linux_target.exec(["sh", "-c", "cat > /root/other && chmod 755 /root/other && mount --bind /root/other /usr/bin/date"], input=script)
+    try:
+        checks = preflight(controller, tmp_path, linux_target)[1]
+    finally:
+        linux_target.exec(["sh", "-c", "umount /usr/bin/date; rm /root/date /root/other"])
+    clock = checks["clock"]
+    assert clock["state"] == "warning" and re.search(r"(119\d|120\d) s ", clock["detail"]) and ("ahead" if ahead > 0 else "behind") in clock["detail"], clock
+
+
 def test_mounted_noexec(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
     words = ["-e", json.dumps({"ansible_sojourn_remote_folders": ["/mnt/noexec", "/no/such/folder"]})]
     with mounted(linux_target, "/mnt/noexec", "noexec,size=64m"):
@@ -210,6 +237,14 @@ def test_no_rights_on_windows(controller: Controller, windows_target: Any, tmp_p
     assert "unreachable" not in result and checks["admin rights"]["code"] == "SD-401" and checks["sign-in"]["state"] == "ok" and "share write" not in checks
 
 
+@pytest.mark.parametrize("ahead", [1200, -1200])
+def test_a_clock_that_differs_on_windows(controller: Controller, windows_target: Any, tmp_path: Path, ahead: int) -> None:
+    with jumped([process for process in windows_target.processes() if process.name.startswith("smbd")], ahead):
+        checks = preflight(controller, tmp_path, windows_target)[1]
+    clock = checks["clock"]
+    assert clock["state"] == "warning" and re.search(r"(119\d|120\d) s ", clock["detail"]) and ("ahead" if ahead > 0 else "behind") in clock["detail"], clock
+
+
 def test_a_share_that_takes_no_writing(controller: Controller, windows_target: Any, tmp_path: Path) -> None:
     with windows_target.read_only():
         result, checks = preflight(controller, tmp_path, windows_target)
@@ -247,6 +282,83 @@ def test_windows_versions(controller: Controller, lab: Any, tmp_path: Path, fami
         windows.pretend_version("10.0.19043")
     assert checks["OS"]["state"] == state and told in checks["OS"]["detail"]
     assert checks["OS"]["code"] == ("SD-404" if state == "failed" else None)
+
+
+# Several hosts
+
+
+class Meeting:
+    """A way to each target over the stranger, on which who comes first waits until somebody has come for each of the others too."""
+
+    def __init__(self, lab: Any, targets: list[Any], family: str) -> None:
+        self._lab, self._family = lab, family
+        self._met = threading.Barrier(len(targets))
+        self._ended = threading.Event()
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self.address = lab.network.addresses(3).as_seen_from_the_lab(family)
+        self.ports = {target.name: self._listen(target) for target in targets}
+
+    def _listen(self, target: Any) -> int:
+        def listening() -> socket.socket:
+            return socket.create_server((self.address, 0), family=socket.AF_INET6 if ":" in self.address else socket.AF_INET)
+
+        listener = inside(self._lab.network.namespace("stranger"), listening)
+        self._open.append(listener)
+        self._start(self._accept, listener, target)
+        return listener.getsockname()[1]
+
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket, target: Any) -> None:
+        with contextlib.suppress(OSError, threading.BrokenBarrierError):
+            while True:
+                near = listener.accept()[0]
+                self._open.append(near)
+                if not self._ended.is_set():
+                    self._met.wait(60)
+                    self._ended.set()
+                far = connect(self._lab.network.namespace("stranger"), target.addresses.as_seen_from_the_lab(self._family), target.port)
+                far.settimeout(None)
+                self._open.append(far)
+                self._start(self._pass, near, far)
+                self._start(self._pass, far, near)
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        self._met.abort()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join(20)
+
+
+def test_hosts_are_looked_at_at_once(controller: Controller, lab: Any, tmp_path: Path, family: str) -> None:
+    """No host answers before all have been asked: one after the other, the first would be found silent."""
+    targets = [lab.target("linux1"), lab.target("windows1")]
+    meeting = Meeting(lab, targets, family)
+    variables = {"ansible_host": meeting.address, "ansible_port": "{{ ways[inventory_hostname] }}", "ways": meeting.ports, "ansible_host_key_checking": False}
+    try:
+        task = {**PREFLIGHT, "sojourn.deploy.preflight": {"timeout": 20}}
+        played = play(controller, tmp_path, [task], "-e", json.dumps(variables), hosts="all", family=family).well()
+    finally:
+        meeting.end()
+    for target in targets:
+        checks = {check["check"]: check for check in played[target.name, "preflight"]["checks"]}
+        assert checks["sign-in"]["state"] == "ok" and set(CHECKS[target.kind]) <= set(checks)
+        assert checks["architecture"]["detail"] == f"{target.kind}-amd64"
 
 
 # Role and playbook

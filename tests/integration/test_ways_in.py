@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -424,6 +426,84 @@ def test_an_agent_that_was_killed_leaves_nothing_though_nobody_comes(controller:
     thread.join(30)
 
 
+@pytest.mark.parametrize("agent_too", [False, True], ids=["lease", "guard"])
+def test_a_command_that_may_outlive_its_agent_keeps_nothing_there(controller: Controller, target: Any, family: str, agent_too: bool) -> None:
+    """A task's own, such as `tail -f`: nobody comes for it any more, and it goes on, as over Ansible's own ssh."""
+    agent = controller.agent(target, family, lease_seconds=3600 if agent_too else 10)
+    info = agent.deploy()["info"]
+    folder = "/tmp" if target.kind == "linux" else "/srv/windows/drive_c"
+    line = "touch /tmp/begun; while ! [ -e /tmp/go-on ]; do sleep 0.1; done; touch /tmp/went-on" if target.kind == "linux" else (
+        r'cmd /c "echo x > C:\begun & (for /l %i in (1,0,2) do ping -n 2 ::1 >nul & if exist C:\go-on echo x > C:\went-on & if exist C:\went-on exit)"')
+    thread = threading.Thread(target=lambda: _ignore(lambda: agent.execute(command_line=line, may_outlive=True)), daemon=True)
+    thread.start()
+    try:
+        wait_for("the process", lambda: target.exec(["ls", f"{folder}/begun"], check=False).returncode == 0, 20)
+        kill(controller.broker_pid)
+        controller.forget()
+        if agent_too:
+            _kill_agent(target, info["run"], guard=False)
+        wait_for("the port to close", lambda: not target.can_connect(info["port"], family), 30)
+        wait_for("the folder to go", lambda: "sojourn-" not in _folders(target), 40)
+        assert target.exec(["ls", f"{folder}/went-on"], check=False).returncode != 0
+        target.exec(["touch", f"{folder}/go-on"])
+        wait_for("it to go on", lambda: target.exec(["ls", f"{folder}/went-on"], check=False).returncode == 0, 20)
+    finally:
+        target.exec(["touch", f"{folder}/go-on"])
+        thread.join(30)
+        target.exec(["sh", "-c", f"rm -f {folder}/begun {folder}/went-on {folder}/go-on"])
+
+
+@pytest.mark.leaves("files: /root/.ansible*")
+@pytest.mark.parametrize("agent_too", [False, True], ids=["lease", "guard"])
+def test_a_module_that_outlives_its_agent_keeps_nothing_there(controller: Controller, linux_target: Any, tmp_path: Path, agent_too: bool) -> None:
+    """Nor the interpreter that has begun it. What it has begun comes and goes faster than anybody could list it."""
+    line = "touch /tmp/begun; until [ -e /tmp/go-on ]; do sleep 0.002; done; touch /tmp/went-on"
+    lease = ("-e", f"ansible_sojourn_lease_seconds={3600 if agent_too else 10}")
+    run = controller.start("ansible", "linux", *lease, "-m", "shell", "-a", line, output=tmp_path / "output")
+    try:
+        wait_for("the module", lambda: linux_target.exec(["ls", "/tmp/begun"], check=False).returncode == 0, 60)
+        name = Path(_folders(linux_target).split()[0]).name
+        assert linux_target.exec(["pgrep", "-f", "^/usr/bin/python3$"]).stdout.split(), "its interpreter is warm"
+        broker = _broker_of(run.pid)
+        os.kill(broker, signal.SIGSTOP)  # or it would clean up
+        kill(run.pid)
+        kill(broker)
+        run.wait()
+        if agent_too:
+            linux_target.exec(["pkill", "-9", "-f", "[a]gent serve$"])
+        wait_for("the folder to go", lambda: "sojourn-" not in _folders(linux_target), 60)
+        wait_for("its unit to go", lambda: name not in linux_target.exec(["systemctl", "list-units", "--all", "--no-legend", "sojourn-*"]).stdout, 20)
+        assert linux_target.exec(["pgrep", "-f", "^/usr/bin/python3$"], check=False).stdout.split() == _of_the_shell(linux_target)
+        scopes = linux_target.exec(["systemctl", "list-units", "--no-legend", "daemon-*.scope"]).stdout.splitlines()
+        assert len(scopes) == 1, scopes
+        assert linux_target.exec(["ls", "/tmp/went-on"], check=False).returncode != 0
+        linux_target.exec(["touch", "/tmp/go-on"])
+        wait_for("it to go on", lambda: linux_target.exec(["ls", "/tmp/went-on"], check=False).returncode == 0, 20)
+    finally:
+        run.kill()
+        run.wait()
+        linux_target.exec(["touch", "/tmp/go-on"])
+        try:
+            wait_for("its end", lambda: linux_target.exec(["pgrep", "-f", "^/bin/sh -c touch /tmp/begun"], check=False).returncode != 0, 20)
+        finally:
+            linux_target.exec(["rm", "-f", "/tmp/begun", "/tmp/went-on", "/tmp/go-on"])
+
+
+def _broker_of(pid: int) -> int:
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if words[words.index(b"--owner") + 1] == str(pid).encode():
+                return int(entry.name)
+    raise AssertionError("no broker runs")
+
+
+def _of_the_shell(target: Any) -> list[str]:
+    """The module itself, which waits for its shell: all that may be there of it."""
+    shell = target.exec(["pgrep", "-f", "^/bin/sh -c touch /tmp/begun"]).stdout.split()
+    return target.exec(["ps", "-o", "ppid=", "-p", ",".join(shell)]).stdout.split()
+
+
 @pytest.mark.leaves("firewall rules: legacy*", "mounts: *")  # the lab's boot does
 def test_a_target_that_reboots_without_its_controller_is_clean(controller: Controller, target: Any) -> None:
     """On Windows the agent starts again with the target, and nobody comes; on Linux it ends with it."""
@@ -515,15 +595,16 @@ def _folders(target: Any) -> str:
 
 
 def test_the_lease_is_renewed(controller: Controller, target: Any) -> None:
-    agent = controller.agent(target, lease_seconds=2)
+    """The agent lives for several times as long as it lasts, and it begins anew each time."""
+    agent = controller.agent(target, lease_seconds=3)
     process = agent.deploy()["info"]["process_id"]
     seen: list[float] = []
-    deadline = time.monotonic() + 6
+    deadline = time.monotonic() + 9
     while time.monotonic() < deadline:
         info = agent.info()
         assert info["process_id"] == process
         seen.append(info["lease_remaining_seconds"])
-    assert min(seen) > 0.5
+    assert sum(later > before for before, later in itertools.pairwise(seen)) >= 3
 
 
 # Leftovers of other runs

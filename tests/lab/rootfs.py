@@ -195,10 +195,13 @@ LINUX_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "openssh-server", "sudo", "opendoas", "procps", "iproute2"),
     *("iptables", "nftables", "ufw", "firewalld", "python3", "rpm", "ca-certificates"),
     # What ansible-core's own integration targets (tests/integration/conformance.py) find on any server, or would install.
+    *("tcsh", "fish"),  # login shells that are no Bourne shell
     *("acl", "bsdextrautils", "bzip2", "file", "python3-apt", "unzip", "xz-utils", "zip", "zstd"),
 )
 WINDOWS_PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "procps", "iproute2", "nftables", "python3", "samba"),
+    # For pyspnego, which Debian has not: see winrm.py in its files.
+    "python3-cryptography",
     # wine32: installers in the field are 32-bit programs.
     *("wine", "wine64", "wine32:i386"),
 )

@@ -428,6 +428,7 @@ def netsh(windows: WindowsTarget, *words: str) -> tuple[int, str]:
 def test_programs_of_either_width_get_the_stand_ins(windows: WindowsTarget, shell: str) -> None:
     assert "State" in windows.exec(["wine", shell, "/c", "netsh advfirewall show allprofiles state"]).stdout
     assert "Usage" in windows.exec(["wine", shell, "/c", "shutdown"], check=False).stdout
+    assert "Service Control Manager" in windows.exec(["wine", shell, "/c", "sc"], check=False).stdout
     assert "knows only what win_reboot sends" in windows.exec(["wine", shell, "/c", "powershell -Command 1"], check=False).stderr
 
 
@@ -776,6 +777,38 @@ def test_a_deleted_service_stays_while_somebody_holds_it(windows: WindowsTarget,
     with pytest.raises(LabError, match="can't be held"), windows.hold_service("held"):
         pass
     assert unchanged("windows1") == []
+
+
+def test_sc_tells_of_services(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    def sc(*words: str) -> tuple[int, list[str]]:
+        done = windows.exec(["wine", "sc", *words], check=False)
+        return done.returncode, [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
+
+    code, lines = sc("query", "Eventlog")
+    assert code == 0 and lines[0] == "SERVICE_NAME: Eventlog" and lines[2] == "STATE : 4 RUNNING"
+    assert sc("query", "nosuch")[1][0] == "[SC] EnumQueryServicesStatus:OpenService FAILED 1060:"
+    assert sc("create", "told", "binPath=", r"C:\none.exe", "start=", "auto", "DisplayName=", "It's told")[0] == 0
+    assert sc("create", "told", "binPath=", r"C:\none.exe")[0] == 1073 & 255  # it is there
+    assert sc("description", "told", "What it does")[0] == 0
+    assert sc("start", "told")[0] == 2  # there is no such file
+    assert sc("stop", "told")[0] == 1062 & 255  # it does not run
+    assert "STATE : 1 STOPPED" in sc("query", "told")[1]
+    assert sc("create", "other", "type=", "kernel")[0] == 87
+    assert sc("delete", "told")[0] == 0
+    assert unchanged("windows1") == []
+
+
+def test_winrm_in_the_place_of_file_sharing(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
+    def open_ports() -> list[int]:
+        return [port for port in (445, 5985, 5986) if all(windows.can_connect(port, family) for family in FAMILIES)]
+
+    assert open_ports() == [445]
+    with windows.winrm_only():
+        assert open_ports() == [5985, 5986]
+        windows.reboot()
+        assert open_ports() == [5985, 5986]
+    assert open_ports() == [445]
+    assert unchanged("windows1", "firewall rules: legacy*", "mounts: *") == []
 
 
 def test_a_file_that_is_open_is_nobody_elses(lab: Lab, windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:

@@ -14,6 +14,8 @@ from .errors import LabError
 from .namespaces import inside
 
 if TYPE_CHECKING:
+    from smbprotocol.tree import TreeConnect
+
     from .target import Target
 
 _HOLD = r"Z:\opt\sojourn-lab\bin\hold.exe"
@@ -44,30 +46,38 @@ def held(target: Target, kind: str, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_over_smb(target: Target, path: str) -> Iterator[None]:
-    r"""Have the stranger keep a file of C:\ open over SMB without sharing it: smbd knows nothing of what Wine's programs have open."""
+def share(target: Target, name: str) -> Iterator[TreeConnect]:
+    """One of the target's shares, opened by the stranger as the target's administrator."""
     from smbprotocol.connection import Connection
-    from smbprotocol.open import CreateDisposition, CreateOptions, FilePipePrinterAccessMask, ImpersonationLevel, Open
     from smbprotocol.session import Session
     from smbprotocol.tree import TreeConnect
 
-    drive, _, rest = path.partition(":\\")
-    if drive.upper() != "C" or not rest:
-        raise LabError(rf"a file of a Windows target is written like C:\folder\file, not {path!r}")
     host = target.addresses.ula
     connection = Connection(uuid.uuid4(), host, target.port)
     inside(target.lab.network.namespace("stranger"), connection.connect)
     try:
         session = Session(connection, target.user, target.password())
         session.connect()
-        tree = TreeConnect(session, rf"\\{host}\C$")
+        tree = TreeConnect(session, rf"\\{host}\{name}")
         tree.connect()
-        access, whole = FilePipePrinterAccessMask.FILE_READ_DATA, CreateOptions.FILE_NON_DIRECTORY_FILE
-        Open(tree, rest).create(ImpersonationLevel.Impersonation, access, 0, 0, CreateDisposition.FILE_OPEN, whole)
-        yield
+        yield tree
     finally:
         with contextlib.suppress(Exception):  # the target may have been restarted
             connection.disconnect(True)
+
+
+@contextlib.contextmanager
+def open_over_smb(target: Target, path: str) -> Iterator[None]:
+    r"""Have the stranger keep a file of C:\ open over SMB without sharing it: smbd knows nothing of what Wine's programs have open."""
+    from smbprotocol.open import CreateDisposition, CreateOptions, FilePipePrinterAccessMask, ImpersonationLevel, Open
+
+    drive, _, rest = path.partition(":\\")
+    if drive.upper() != "C" or not rest:
+        raise LabError(rf"a file of a Windows target is written like C:\folder\file, not {path!r}")
+    with share(target, "C$") as tree:
+        access, whole = FilePipePrinterAccessMask.FILE_READ_DATA, CreateOptions.FILE_NON_DIRECTORY_FILE
+        Open(tree, rest).create(ImpersonationLevel.Impersonation, access, 0, 0, CreateDisposition.FILE_OPEN, whole)
+        yield
 
 
 @contextlib.contextmanager

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
+
+import spnego
 
 from . import clock, windows_faults
 from .commands import run
@@ -27,6 +30,8 @@ realm = {REALM}
 idmap config * : backend = tdb
 idmap config * : range = 100000-199999
 """
+
+WINRM_PORTS = (5985, 5986)
 
 
 class WindowsTarget(Target):
@@ -53,9 +58,31 @@ class WindowsTarget(Target):
         for user in self.accounts:
             # smbpasswd -s reads the password twice from its standard input.
             run(["chroot", root, "smbpasswd", "-s", "-a", user], input=f"{self.password(user)}\n" * 2)
+        self._furnish_winrm(root)
         if controller := self.lab.domain_controller:
             self._make_member(root)
             controller.join(root, self)
+
+    def _furnish_winrm(self, root: Path) -> None:
+        """Accounts and a certificate of its own for WinRM, and pyspnego, which Debian has not."""
+        shutil.copytree(Path(spnego.__file__).parent, root / "opt/sojourn-lab/python/spnego", ignore=shutil.ignore_patterns("__pycache__"))
+        # Now: else the first sign-in leaves compiled files, which a look at what is left takes for somebody's.
+        run(["chroot", root, "python3", "-m", "compileall", "-q", "/opt/sojourn-lab"])
+        settings = root / "etc/sojourn-lab/winrm"
+        settings.mkdir(mode=0o700)
+        accounts = settings / "accounts"
+        accounts.touch(mode=0o600)
+        accounts.write_text("".join(f"{name}:{user}:{self.password(user)}\n" for user in self.accounts for name in ("", self.name.upper())))
+        here = self.addresses
+        names = f"subjectAltName=DNS:{self.name}.lab,IP:{here.ula},IP:{here.ipv4}"
+        key = ["-newkey", "rsa:2048", "-noenc", "-sha256", "-days", "3650", "-keyout", settings / "key.pem", "-out", settings / "certificate.pem"]
+        run(["openssl", "req", "-x509", *key, "-subj", f"/CN={self.name}", "-addext", names])
+        shutil.copy(settings / "certificate.pem", self.winrm_certificate)
+
+    @property
+    def winrm_certificate(self) -> Path:
+        """What WinRM over HTTPS shows; signed by nobody but itself, as on most hosts that have one."""
+        return self.folder / "winrm.pem"
 
     def _make_member(self, root: Path) -> None:
         """Settings of a member server. The domain's Administrator is an administrator of it, beside its own."""
@@ -72,7 +99,24 @@ class WindowsTarget(Target):
 
     def answers(self) -> bool:
         # smbd is started only after the bridge has reached Wine's services.exe: see sojourn-lab-windows.service.
-        return self.can_connect()
+        return self.can_connect() or self.can_connect(WINRM_PORTS[0])
+
+    @contextlib.contextmanager
+    def winrm_only(self) -> Iterator[None]:
+        """Have WinRM (5985, 5986) answer in the place of file sharing, whose port is closed; a restart changes nothing about that."""
+        ports = ", ".join(map(str, WINRM_PORTS))
+        self._let_in(f"{{ {ports} }}")
+        self.exec(["systemctl", "--quiet", "enable", "--now", "sojourn-lab-winrm.service"])
+        try:
+            yield
+        finally:
+            self.exec(["systemctl", "--quiet", "disable", "--now", "sojourn-lab-winrm.service"])
+            self._let_in(str(self.port))
+
+    def _let_in(self, ports: str) -> None:
+        """Have the firewall let in these beside the rules that are stored; those are gone until they change, or the target restarts."""
+        self.exec(["sed", "-i", f"s/tcp dport .* accept/tcp dport {ports} accept/", "/etc/nftables.conf"])
+        self.exec(["nft", "-f", "/etc/nftables.conf"])
 
     def jump_clock(self, seconds: float, *processes: Process) -> AbstractContextManager[None]:
         """Have the wall clock of Windows differ by so much: for each program that reads it where the wineserver writes it, as Go's do.

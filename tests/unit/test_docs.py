@@ -30,6 +30,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
 
 
+def test_the_page_on_ssh_names_the_environment_that_commands_see() -> None:
+    from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
+
+    (told,) = re.findall(r"of its environment (.*?)Other variables", (ROOT / "docs/ssh.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert re.findall(r"`(\w+)`", told) == [*broker_client._ENVIRONMENT, *broker_client._ENVIRONMENT_PREFIXES]
+
+
 def test_tests_that_the_page_on_trust_names_are_there() -> None:
     """In a table's last column: a file (`test_...`), then what it has; or one of the agent's (`Test...`)."""
     agents = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "agent").rglob("*_test.go"))
@@ -38,8 +45,9 @@ def test_tests_that_the_page_on_trust_names_are_there() -> None:
         text = ""
         for word in re.findall(r"`(\w+)`", line.rsplit("|", 2)[-2]) if line.count("|") == 4 else []:
             if word.startswith("test_"):
-                (path,) = (ROOT / "tests").rglob(f"{word}.py")
-                text = path.read_text(encoding="utf-8")
+                paths = list((ROOT / "tests").rglob(f"{word}.py"))  # a lab test and a unit test may have one name
+                assert paths, word
+                text = "".join(path.read_text(encoding="utf-8") for path in paths)
             elif word.startswith(("Test", "Fuzz")):
                 named += 1
                 assert f"func {word}(" in agents, word

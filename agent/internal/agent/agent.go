@@ -22,6 +22,7 @@ import (
 	"sojourn.example/agent/internal/lease"
 	"sojourn.example/agent/internal/process"
 	"sojourn.example/agent/internal/systemlog"
+	"sojourn.example/agent/internal/tunnel"
 )
 
 // answerPatience is how long the end waits for answers that are on their way to the client.
@@ -67,7 +68,7 @@ func Start(s Settings) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	listener, port, err := listen(c.Ports)
+	listener, err := listen(c)
 	if err != nil {
 		return nil, err
 	}
@@ -80,8 +81,8 @@ func Start(s Settings) (*Agent, error) {
 		return nil, err
 	}
 	opened := false
-	for _, address := range c.ControllerAddresses {
-		rules, _, err := walls.Open(firewall.Rule{Name: c.Name(), Port: port, Protocol: firewall.TCP, Family: firewall.FamilyOf(address), Source: address})
+	for _, address := range admitted(c) {
+		rules, _, err := walls.Open(firewall.Rule{Name: c.Name(), Port: listener.Port, Protocol: firewall.TCP, Family: firewall.FamilyOf(address), Source: address})
 		if err != nil {
 			closeRules()
 			listener.Close()
@@ -91,7 +92,7 @@ func Start(s Settings) (*Agent, error) {
 	}
 	a.deployment = deploy.New(deploy.Settings{
 		Config: c, Folder: s.Folder, Version: s.Version, Facts: facts, ServiceKind: s.ServiceKind,
-		Port: port, Lease: a.lease, Firewall: walls, RuleOpened: opened,
+		Port: listener.Port, Lease: a.lease, Firewall: walls, RuleOpened: opened,
 		Coming: func(s process.Status) { a.guard.Come(guarded(s)) },
 	})
 	a.witness = &witness{run: c.Run, log: systemlog.New(), restarted: s.Restarted, lease: a.lease}
@@ -100,12 +101,12 @@ func Start(s Settings) (*Agent, error) {
 	walls.Watch()
 	a.guard.There() // before the executable is unlinked, and before anybody relies on the agent
 	go func() {
-		if err := a.server.Serve(listener, id.Server(c.Fingerprint())); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := a.server.Serve(listener.Listener, id.Server(c.Fingerprint())); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			log.Printf("serving ended: %v", err)
 		}
 	}()
 	a.ready = config.Ready{
-		Run: c.Run, ProcessID: os.Getpid(), Port: port, Certificate: id.PEM(),
+		Run: c.Run, ProcessID: os.Getpid(), Port: listener.Port, Tunnel: listener.Place, Certificate: id.PEM(),
 		FirewallKind: walls.Kind(), BootID: facts.BootID,
 	}
 	return a, nil
@@ -116,15 +117,26 @@ func (a *Agent) ofThisRun(r firewall.Rule) bool { return r.Run() == a.config.Run
 // Ready is what the way in is to be told.
 func (a *Agent) Ready() *config.Ready { return &a.ready }
 
-// listen takes the first free port of the range, on every address of both families.
-func listen(ports config.Ports) (net.Listener, int, error) {
-	for port := ports.First; port <= ports.Last; port++ {
+// admitted are the addresses that the agent's port is opened for; a tunnelled agent has no port to open.
+func admitted(c *config.Config) []string {
+	if c.Transport == config.Tunnel {
+		return nil
+	}
+	return c.ControllerAddresses
+}
+
+// listen takes the first free port of the range, on every address of both families; tunnelled, what only the way in leads to.
+func listen(c *config.Config) (*tunnel.Entrance, error) {
+	if c.Transport == config.Tunnel {
+		return tunnel.Listen(c)
+	}
+	for port := c.Ports.First; port <= c.Ports.Last; port++ {
 		// "tcp" with an empty host is [::] dual-stack, or 0.0.0.0 where the target has no IPv6.
 		if listener, err := net.Listen("tcp", ":"+strconv.Itoa(port)); err == nil {
-			return listener, port, nil
+			return &tunnel.Entrance{Listener: listener, Port: port}, nil
 		}
 	}
-	return nil, 0, catalogue.New("SD-601", "ports", ports.String())
+	return nil, catalogue.New("SD-601", "ports", c.Ports.String())
 }
 
 // Wait serves until a Shutdown, the end of the lease, or a stop by the service manager; then no process that must not
@@ -134,6 +146,7 @@ func (a *Agent) Wait(stop <-chan struct{}, patience time.Duration) {
 	for {
 		select {
 		case <-a.deployment.ShutdownAsked():
+			a.deployment.KillOutliving()
 			a.awaitProcesses(nil, stop)
 			return
 		case <-a.lease.Over():
@@ -167,7 +180,7 @@ func after(stop <-chan struct{}, d time.Duration) <-chan struct{} {
 	return over
 }
 
-// awaitProcesses waits for the processes that are not safe to kill. It gives up where revived says so once something changed.
+// awaitProcesses waits for the processes that are neither safe to kill nor may outlive the agent. It gives up where revived says so once something changed.
 func (a *Agent) awaitProcesses(revived func() bool, stop <-chan struct{}) (done bool) {
 	a.deployment.SetUnread(true)
 	defer a.deployment.SetUnread(false)
@@ -275,7 +288,7 @@ func running(all []process.Status) (running []guard.Running) {
 }
 
 func guarded(s process.Status) guard.Running {
-	return guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill}
+	return guard.Running{Handle: s.Handle, ProcessID: s.ProcessID, Name: s.Name(), SafeToKill: s.SafeToKill, MayOutlive: s.MayOutlive}
 }
 
 // recordRefresh is how often the lease's record is compared with the lease.

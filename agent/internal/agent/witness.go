@@ -80,6 +80,8 @@ func (w *witness) list(all []process.Status) {
 		case s.Unfinished():
 			w.awaited[s.Handle] = true
 			w.say(false, "%s has been running for %.0f s and is waited for.", s.Name(), s.Seconds)
+		case s.MayOutlive:
+			w.say(false, "%s has been running for %.0f s and goes on without the agent.", s.Name(), s.Seconds)
 		}
 	}
 }
@@ -128,6 +130,7 @@ func (w *witness) killed(before, after []process.Status) {
 			w.say(false, "%s was killed: it was marked as safe to kill.", s.Name())
 		case s.SafeToKill:
 			w.say(true, "%s, which was marked as safe to kill, could not be killed.", s.Name())
+		case s.MayOutlive: // it was told
 		case !ended[s.Handle]:
 			w.say(true, "%s goes on without the agent, as the service manager waits no longer.", s.Name())
 		}

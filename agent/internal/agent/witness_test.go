@@ -66,6 +66,20 @@ func TestTheEndOfTheLease(t *testing.T) {
 		"Run: the agent has ended and removed the firewall rule sojourn-0123456789ab, the service sojourn-0123456789ab.")
 }
 
+func TestWhatGoesOnWithoutTheAgent(t *testing.T) {
+	w, log := newWitness(false)
+	all := []process.Status{status("1", "", "sh", false, false, 0)}
+	all[0].MayOutlive = true
+	w.leaseEnded(all)
+	w.killed(all, all)
+	w.removed("the folder F", true, nil)
+	w.last()
+	expect(t, *log,
+		"! Run: no sign of life from the controller for 120 s. The agent removes itself.",
+		"Run: sh has been running for 30 s and goes on without the agent.",
+		"Run: the agent has ended and removed the folder F.")
+}
+
 func TestAShutdownSaysNothing(t *testing.T) {
 	w, log := newWitness(true)
 	running := []process.Status{status("1", "", "a", false, false, 0), status("2", "", "b", true, false, 0)}

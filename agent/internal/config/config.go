@@ -44,7 +44,14 @@ type Config struct {
 	ControllerAddresses []string `json:"controller_addresses"`
 	Ports               Ports    `json:"ports"`
 	LeaseSeconds        float64  `json:"lease_seconds"`
+	Transport           string   `json:"transport,omitempty"`
 }
+
+// Transports, as in deploy.wsdl: a port of its own with a firewall rule, or what the way in leads to without either.
+const (
+	Direct = "direct"
+	Tunnel = "tunnel"
+)
 
 // Name is what everything of this run is named on the target.
 func (c *Config) Name() string { return Prefix + c.Run }
@@ -121,6 +128,13 @@ func (c *Config) check() error {
 	if !(c.LeaseSeconds >= 1 && c.LeaseSeconds <= 86400) {
 		return errors.New("'lease_seconds' is not within 1 to 86400")
 	}
+	switch c.Transport {
+	case "":
+		c.Transport = Direct
+	case Direct, Tunnel:
+	default:
+		return errors.New("'transport' is neither direct nor tunnel")
+	}
 	if len(c.ControllerAddresses) > 64 {
 		return errors.New("'controller_addresses' has more than 64")
 	}
@@ -140,6 +154,7 @@ type Ready struct {
 	Run          string           `json:"run,omitempty"`
 	ProcessID    int              `json:"process_id,omitempty"`
 	Port         int              `json:"port,omitempty"`
+	Tunnel       string           `json:"tunnel,omitempty"` // where the way in is to lead: an address of the loopback, or a pipe's name
 	Certificate  string           `json:"certificate,omitempty"`
 	FirewallKind string           `json:"firewall_kind,omitempty"`
 	BootID       string           `json:"boot_id,omitempty"`

@@ -24,6 +24,12 @@ func TestRead(t *testing.T) {
 	if c.ControllerAddresses[0] != "fe80::1" || c.ControllerAddresses[1] != "192.0.2.1" {
 		t.Error(c.ControllerAddresses)
 	}
+	if c.Transport != Direct {
+		t.Errorf("without a word it is %q", c.Transport)
+	}
+	if c, err = Read(strings.NewReader(strings.Replace(good, `"run"`, `"transport": "tunnel", "run"`, 1))); err != nil || c.Transport != Tunnel {
+		t.Error(c, err)
+	}
 }
 
 func TestRefused(t *testing.T) {
@@ -38,6 +44,7 @@ func TestRefused(t *testing.T) {
 		{`"last": 62293`, `"last": 62285`},
 		{`"last": 62293`, `"last": 70000`},
 		{`120`, `0`},
+		{`"run"`, `"transport": "auto", "run"`},
 		{`120`, `1e9`},
 		{`120`, strings.Repeat(" ", maximumSize) + `120`},
 	} {

@@ -31,6 +31,7 @@ type (
 		ServiceName            string
 		ServiceKind            string
 		Folder                 string
+		Transport              string
 		Port                   int64
 		TLSVersion             string
 		FirewallKind           string
@@ -127,11 +128,15 @@ type (
 		TimeoutSeconds *float64
 		WaitSeconds    *float64
 		SafeToKill     *bool
+		MayOutlive     *bool
 		Warm           *bool
 		Archive        *string
 		ArchiveOffset  *int64
+		ArchiveParts   *string
 		Handle         *string
 		Label          *string
+		Release        []string
+		Terminal       *bool
 	}
 	ExecuteResponse struct{ Execution Execution }
 
@@ -151,6 +156,7 @@ type (
 		Handle string
 		Data   *soap.Received
 		Close  *bool
+		Answer *bool
 	}
 	WriteInputResponse struct{ BytesWritten int64 }
 

@@ -3,18 +3,18 @@
 package deploy
 
 import (
-	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"io"
 	"math"
 	"net/netip"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/files"
 	"sojourn.example/agent/internal/firewall"
@@ -36,7 +36,14 @@ const (
 	minimumHandle   = 16
 	maximumHandle   = 64
 	maximumLabel    = 256
+	maximumRelease  = 64
 )
+
+// releasePatience is how long a process that is to be released may take to end.
+const releasePatience = time.Minute
+
+// terminals tells whether processes can have one.
+const terminals = runtime.GOOS == "linux"
 
 // Settings are what a deployment is made of.
 type Settings struct {
@@ -116,6 +123,9 @@ func (d *Deployment) SetUnread(unread bool) { d.processes.SetUnread(unread) }
 // Close lets no process begin any more, unless one that must not be interrupted runs, or is about to.
 func (d *Deployment) Close() bool { return d.processes.Close() }
 
+// KillOutliving: see process.Table.
+func (d *Deployment) KillOutliving() { d.processes.KillOutliving() }
+
 // End ends what may be ended and removes what uploads left half done.
 func (d *Deployment) End() {
 	d.processes.End()
@@ -177,6 +187,7 @@ func (d *Deployment) getInfo(c *call, _ *GetInfo) (*GetInfoResponse, error) {
 		ServiceName:            d.Config.Name(),
 		ServiceKind:            d.ServiceKind,
 		Folder:                 d.Folder,
+		Transport:              d.Config.Transport,
 		Port:                   int64(d.Port),
 		TLSVersion:             tls.VersionName(c.tlsVersion),
 		FirewallKind:           d.Firewall.Kind(),
@@ -224,11 +235,17 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 	if utf8.RuneCountInString(given(r.Label)) > maximumLabel {
 		return nil, badRequest("Label is longer than 256 characters")
 	}
+	if len(r.Release) > maximumRelease {
+		return nil, badRequest("Release has more than 64 handles")
+	}
 	request := &process.Request{
 		Handle: given(r.Handle), Label: given(r.Label),
 		Arguments: r.Arguments, CommandLine: given(r.CommandLine), Directory: given(r.Directory), User: given(r.User),
 		KeepInputOpen: given(r.KeepInputOpen), Timeout: timeout, SafeToKill: given(r.SafeToKill),
-		Warm: given(r.Warm),
+		MayOutlive: given(r.MayOutlive), Warm: given(r.Warm), Terminal: given(r.Terminal),
+	}
+	if request.Terminal && (request.Warm || r.CommandLine == nil || !terminals) {
+		return nil, badRequest("Terminal is for a CommandLine on Linux, without Warm")
 	}
 	for _, v := range r.Environment {
 		request.Environment = append(request.Environment, process.Variable(v))
@@ -239,9 +256,14 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 		}
 	}
 	if r.Archive != nil {
-		if request.Input, err = d.withArchive(request.Input, *r.Archive, given(r.ArchiveOffset)); err != nil {
+		if request.Input, err = d.withArchive(request.Input, *r.Archive, given(r.ArchiveOffset), r.ArchiveParts); err != nil {
 			return nil, err
 		}
+	}
+	if len(r.Release) > 0 {
+		// Nobody waits for it, and not before this process has ended or goes on without being waited for: to remove a control group takes
+		// milliseconds in which none can be made, nor a process be moved to one.
+		defer func() { go d.releaseAll(r.Release) }()
 	}
 	p, err := d.processes.Start(c.context, request)
 	if err != nil {
@@ -249,18 +271,6 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 	}
 	// From the beginning, or, where a process that is asked about again has lost that, from what is left.
 	return &ExecuteResponse{execution(p, p.Await(c.context, wait, nil), p.Begin(), defaultOutput)}, nil
-}
-
-// withArchive puts a module's archive, which came with another, back into its program.
-func (d *Deployment) withArchive(input io.Reader, archive string, offset int64) (io.Reader, error) {
-	if input == nil || offset < 0 {
-		return nil, badRequest("an Archive must have an Input, and no negative ArchiveOffset")
-	}
-	text := d.processes.Archive(archive)
-	if text == nil {
-		return nil, catalogue.New("SD-713", "archive", archive[:min(len(archive), 64)])
-	}
-	return io.MultiReader(io.LimitReader(input, offset), bytes.NewReader(text), input), nil
 }
 
 func isHandle(s string) bool {
@@ -338,7 +348,15 @@ func (d *Deployment) writeInput(c *call, r *WriteInput) (*WriteInputResponse, er
 			return nil, err
 		}
 	}
-	written, err := p.Write(c.context, data, given(r.Close))
+	var written int64
+	if given(r.Answer) {
+		if given(r.Close) {
+			return nil, badRequest("an Answer does not Close")
+		}
+		written, err = p.Answer(c.context, data)
+	} else {
+		written, err = p.Write(c.context, data, given(r.Close))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -370,6 +388,19 @@ func (d *Deployment) release(_ *call, r *Release) (*ReleaseResponse, error) {
 		return nil, err
 	}
 	return &ReleaseResponse{}, nil
+}
+
+func (d *Deployment) releaseAll(handles []string) {
+	var running []*process.Process
+	for _, handle := range handles {
+		if p, err := d.processes.Find(handle); err == nil && d.processes.Release(p) != nil {
+			running = append(running, p)
+		}
+	}
+	for _, p := range running { // killed just now, perhaps
+		p.Await(context.Background(), releasePatience, nil)
+		_ = d.processes.Release(p)
+	}
 }
 
 func (d *Deployment) putFile(c *call, r *PutFile) (*PutFileResponse, error) {

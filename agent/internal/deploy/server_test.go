@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -293,6 +294,58 @@ func TestAnArchiveComesOnce(t *testing.T) {
 	}
 }
 
+// TestAnArchiveComesInParts makes an archive out of what came with another, and of what is new.
+func TestAnArchiveComesInParts(t *testing.T) {
+	s := serve(t)
+	text := func(content string) string { return base64.StdEncoding.EncodeToString([]byte(content)) }
+	sum := func(content string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text(content)))) }
+	before, after := "_ANSIBALLZ_WRAPPER = True\nzip_data = '", "'\n"
+	first, second, third := "PK\x03\x04 one, two, three", "PK\x03\x04 two, one, four", "PK\x03\x04 four"
+	ask := func(input, more string) string {
+		return "<CommandLine>cat</CommandLine><Input>" + text(input) + "</Input><WaitSeconds>20</WaitSeconds><Warm>true</Warm>" + more
+	}
+	parts := func(archive, parts string) string {
+		return fmt.Sprintf("<Archive>%s</Archive><ArchiveOffset>%d</ArchiveOffset><ArchiveParts>%s</ArchiveParts>", sum(archive), len(before), parts)
+	}
+	of := func(archive, part string) string {
+		return fmt.Sprintf("%d:%s:%d", len(part), sum(archive), strings.Index(archive, part))
+	}
+	one := func(input, parts, whole string) {
+		t.Helper()
+		got, _ := base64.StdEncoding.DecodeString(element(s.call(t, "Execute", ask(input, parts)), "StandardOutput"))
+		if string(got) != before+text(whole)+after {
+			t.Errorf("%q", got)
+		}
+	}
+	inSecond := of(first, "PK\x03\x04 ") + " " + of(first, "two, ") + " " + of(first, "one, ") + " 4"
+	if got := s.fault(t, "text/xml", envelope("Execute", ask(before+"four"+after, parts(second, inSecond)))); !strings.HasPrefix(got, "s:Server SD-713 ") {
+		t.Error(got)
+	}
+	one(before+first+after, parts(first, strconv.Itoa(len(first))), first) // all of it is new
+	one(before+"four"+after, parts(second, inSecond), second)
+	one(before+after, parts(third, of(first, "PK\x03\x04 ")+" "+of(second, "four")), third) // out of what came in parts
+	one(before+after, fmt.Sprintf("<Archive>%s</Archive><ArchiveOffset>%d</ArchiveOffset>", sum(third), len(before)), third)
+
+	for name, c := range map[string]struct{ input, more, want string }{
+		"another's":      {before + "five" + after, parts(second, inSecond), "not those of the Archive"},
+		"short":          {before + "fo", parts(second, inSecond), "Input ends"},
+		"short before":   {"x", parts(second, inSecond), "Input ends"},
+		"beyond the end": {before + after, parts(second, fmt.Sprintf("%d:%s:%d", len(first), sum(first), 1)), "not within"},
+		"no offset":      {before + after, parts(second, "4:"+sum(first)), "not within"},
+		"negative":       {before + after, parts(second, "-4"), "a size is none"},
+		"too large":      {before + after, parts(second, "786433"), "beyond"},
+		"large in all":   {before + after, parts(second, strings.Repeat(fmt.Sprintf("%d:%s:0 ", len(first), sum(first)), 3000)+strconv.Itoa(786432-2999*len(first))), "beyond"},
+		"too many":       {before + after, parts(second, strings.Repeat("0 ", 4097)), "more than 4096"},
+		"far in":         {before + after, strings.Replace(parts(second, inSecond), fmt.Sprintf(">%d<", len(before)), ">1048577<", 1), "ArchiveOffset"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := s.fault(t, "text/xml", envelope("Execute", ask(c.input, c.more))); !strings.HasPrefix(got, "s:Client SD-504 ") || !strings.Contains(got, c.want) {
+				t.Error(got)
+			}
+		})
+	}
+}
+
 func TestAPanicIsAFaultAndTheAgentGoesOn(t *testing.T) {
 	s := serve(t)
 	s.Deployment.Firewall = nil
@@ -519,6 +572,76 @@ func TestExecuteSentAgainStartsNothing(t *testing.T) {
 	s.call(t, "Release", handle)
 	if text := s.call(t, "ListExecutions", ""); strings.Contains(text, "<t:Execution>") {
 		t.Error(text)
+	}
+}
+
+func TestExecuteReleases(t *testing.T) {
+	s := serve(t)
+	first, running := "0123456789abcdef", "0123456789abcde0"
+	s.call(t, "Execute", "<CommandLine>echo out</CommandLine><WaitSeconds>20</WaitSeconds><Handle>"+first+"</Handle>")
+	s.call(t, "Execute", "<CommandLine>read x</CommandLine><KeepInputOpen>true</KeepInputOpen><SafeToKill>true</SafeToKill><Handle>"+running+"</Handle>")
+	s.call(t, "Execute", "<CommandLine>true</CommandLine><WaitSeconds>20</WaitSeconds><Release>0000000000000000</Release><Release>"+running+"</Release><Release>"+first+"</Release>")
+	gone := func(first string) {
+		t.Helper()
+		for text := first; strings.Contains(text, first); { // it is done beside the answer
+			text = s.call(t, "ListExecutions", "")
+			if !strings.Contains(text, running) {
+				t.Fatal("one that runs was released")
+			}
+		}
+	}
+	gone(first)
+
+	// Not while the new process is waited for: that one would be slowed down by it.
+	first, next := "0123456789abcde2", "0123456789abcde1"
+	s.call(t, "Execute", "<CommandLine>true</CommandLine><WaitSeconds>20</WaitSeconds><Handle>"+first+"</Handle>")
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		s.call(t, "Execute", "<CommandLine>read x</CommandLine><KeepInputOpen>true</KeepInputOpen><WaitSeconds>20</WaitSeconds><Handle>"+next+"</Handle><Release>"+first+"</Release>")
+	}()
+	text := ""
+	for !strings.Contains(text, next) {
+		text = s.call(t, "ListExecutions", "")
+	}
+	if !strings.Contains(text, first) {
+		t.Error("released beside the process that came with it: " + text)
+	}
+	s.call(t, "WriteInput", "<Handle>"+next+"</Handle><Close>true</Close>")
+	<-answered
+	gone(first)
+	if got := s.fault(t, "text/xml", envelope("Execute", "<CommandLine>true</CommandLine>"+strings.Repeat("<Release>0123456789abcdef</Release>", 65))); !strings.Contains(got, "64 handles") {
+		t.Error(got)
+	}
+}
+
+func TestExecuteAtATerminal(t *testing.T) {
+	s := serve(t)
+	handle := "<Handle>0123456789abcdef</Handle>"
+	s.call(t, "Execute", "<CommandLine>printf p: &gt;/dev/tty; read x &lt;/dev/tty; echo $x</CommandLine><KeepInputOpen>true</KeepInputOpen>"+handle+"<Terminal>true</Terminal>")
+	read := func(errors string) string {
+		return s.call(t, "ReadOutput", handle+"<StandardOutputOffset>0</StandardOutputOffset><StandardErrorOffset>"+errors+"</StandardErrorOffset><WaitSeconds>20</WaitSeconds>")
+	}
+	if text := read("0"); element(text, "StandardError") != "cDo=" {
+		t.Fatal(text)
+	}
+	if text := s.call(t, "WriteInput", handle+"<Data>eQo=</Data><Answer>true</Answer>"); element(text, "BytesWritten") != "2" {
+		t.Error(text)
+	}
+	if text := read("2"); element(text, "StandardOutput") != "eQo=" {
+		t.Error(text)
+	}
+	for wanted, body := range map[string]string{
+		"does not Close": handle + "<Data>eQo=</Data><Close>true</Close><Answer>true</Answer>",
+	} {
+		if got := s.fault(t, "text/xml", envelope("WriteInput", body)); !strings.Contains(got, wanted) {
+			t.Error(got)
+		}
+	}
+	for _, body := range []string{"<Arguments>true</Arguments><Terminal>true</Terminal>", "<CommandLine>true</CommandLine><Warm>true</Warm><Terminal>true</Terminal>"} {
+		if got := s.fault(t, "text/xml", envelope("Execute", body)); !strings.Contains(got, "Terminal is for") {
+			t.Error(got)
+		}
 	}
 }
 

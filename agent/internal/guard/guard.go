@@ -47,6 +47,7 @@ type Running struct {
 	ProcessID  int    `json:"process_id"`
 	Name       string `json:"name"`
 	SafeToKill bool   `json:"safe_to_kill"`
+	MayOutlive bool   `json:"may_outlive"`
 }
 
 // message is one word of the agent's.
@@ -293,6 +294,7 @@ func (g *guarding) takeBack() int {
 		err = errors.New(told.Fields["detail"])
 	}
 	report("the firewall rule "+name, closed || again, err)
+	process.EndWarm() // before it: they wait for the end of what they have begun
 	process.Outlive()
 	removeService(g.charge, report)
 	if told != nil {
@@ -326,7 +328,7 @@ func (g *guarding) awaitProcesses(say func(bool, string, ...any)) {
 		}
 	}
 	for _, w := range g.running {
-		if w.SafeToKill || w.held.ended() {
+		if w.SafeToKill || w.MayOutlive || w.held.ended() {
 			continue
 		}
 		say(true, "%s is still running: the agent's folder stays until it has ended.", w.Name)

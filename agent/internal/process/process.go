@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sojourn.example/agent/internal/catalogue"
@@ -28,6 +29,12 @@ const maximumReleased = 4096
 
 // maximumKept bounds the processes that were not released.
 const maximumKept = 500
+
+// MaximumArchive bounds what is kept of a module's archive, in characters of base64.
+const MaximumArchive = 1 << 20
+
+// maximumAnswer is the longest line that a terminal takes, in bytes (termios(3), canonical mode).
+const maximumAnswer = 4095
 
 // atOnce has nobody wait for room: the input of a process that has not begun is not read by anybody.
 var atOnce = func() <-chan struct{} {
@@ -59,7 +66,11 @@ type Request struct {
 	KeepInputOpen bool
 	Timeout       time.Duration // 0: none
 	SafeToKill    bool
+	MayOutlive    bool // the agent does not wait for its end; see KillOutliving
 	Warm          bool // the input is a program for an interpreter that may be kept warm
+	Terminal      bool // Linux, and a CommandLine: a terminal beside the standard streams, whose output comes with standard error
+
+	terminal *terminal
 }
 
 // child is a started process tree.
@@ -111,11 +122,14 @@ type Process struct {
 	label      string
 	program    string // its name alone
 	safeToKill bool
+	mayOutlive bool
 	child      child
 	began      time.Time
 	output     [2]*store // standard output and error
 	input      *store
-	pipes      sync.WaitGroup // of both outputs
+	terminal   *terminal      // nil: none
+	pipes      sync.WaitGroup // of both outputs, and the terminal
+	asked      atomic.Bool    // the terminal's output was the last
 
 	mu       sync.Mutex
 	news     chan struct{} // closed at the next output or end
@@ -128,6 +142,9 @@ type Process struct {
 
 // Archive gives the text of a module's archive that has come with Warm, by its SHA-256 in hexadecimal digits; nil: it is not, or no longer, known.
 func (t *Table) Archive(hash string) []byte { return t.warm.archive(hash) }
+
+// KeepArchive keeps the text of a module's archive, as if a module had come with it just now.
+func (t *Table) KeepArchive(text []byte) { t.warm.remember(text) }
 
 // Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.
 func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
@@ -187,7 +204,7 @@ func (t *Table) start(r *Request, handle string) (*Process, error) {
 	if closed {
 		return nil, catalogue.New("SD-503", "detail", "it is ending")
 	}
-	p := &Process{Handle: handle, label: r.Label, program: programOf(r), safeToKill: r.SafeToKill, news: make(chan struct{})}
+	p := &Process{Handle: handle, label: r.Label, program: programOf(r), safeToKill: r.SafeToKill, mayOutlive: r.MayOutlive, news: make(chan struct{})}
 	for i := range p.output {
 		p.output[i] = newStore(t.folder, spoolBytes)
 	}
@@ -242,9 +259,15 @@ func (p *Process) spawn(t *Table, r *Request) error {
 			return failed(err)
 		}
 	}
+	if r.Terminal {
+		if p.terminal, err = openTerminal(); err != nil {
+			return failed(catalogue.New("SD-701", "program", p.program, "detail", "its terminal: "+err.Error()))
+		}
+		r.terminal = p.terminal
+	}
 	p.began = time.Now()
 	coming := func(id int) {
-		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill})
+		t.tell(Status{Handle: p.Handle, Label: p.label, Program: p.program, ProcessID: id, SafeToKill: p.safeToKill, MayOutlive: p.mayOutlive})
 	}
 	if r.Warm && p.input != nil && !r.KeepInputOpen {
 		if p.child = t.warm.start(r, p.input, files, coming); p.child != nil {
@@ -258,7 +281,11 @@ func (p *Process) spawn(t *Table, r *Request) error {
 	}
 	p.pipes.Add(2)
 	for i := range p.output {
-		go p.collect(i, ours[i+1])
+		go p.collect(i, ours[i+1], false)
+	}
+	if p.terminal != nil {
+		p.pipes.Add(1)
+		go p.collect(1, p.terminal.ours, true)
 	}
 	if p.input != nil {
 		go p.feed(ours[0])
@@ -287,13 +314,14 @@ func (p *Process) tell() {
 	p.news = make(chan struct{})
 }
 
-func (p *Process) collect(i int, from *os.File) {
+func (p *Process) collect(i int, from *os.File, terminal bool) {
 	defer from.Close()
 	buffer := make([]byte, 32<<10)
 	keep := true
 	for {
 		n, err := from.Read(buffer)
 		if n > 0 && keep {
+			p.asked.Store(terminal)
 			// What comes after the end is read and dropped: a background child must not die of a closed pipe while we live.
 			keep = p.output[i].append(buffer[:n], nil)
 			p.mu.Lock()
@@ -342,6 +370,9 @@ func (p *Process) feed(to *os.File) {
 
 func (p *Process) await(t *Table) {
 	code := p.child.wait()
+	if p.terminal != nil {
+		p.terminal.over()
+	}
 	closed := make(chan struct{})
 	go func() {
 		p.pipes.Wait()
@@ -482,6 +513,25 @@ func (p *Process) Write(ctx context.Context, data io.Reader, last bool) (written
 	return written, nil
 }
 
+// Answer writes to whatever spoke last: the terminal, or the standard input of who asks by its standard streams.
+func (p *Process) Answer(ctx context.Context, data io.Reader) (written int64, err error) {
+	if p.terminal == nil || !p.asked.Load() {
+		return p.Write(ctx, data, false)
+	}
+	if data == nil {
+		return 0, nil
+	}
+	text, err := io.ReadAll(io.LimitReader(data, maximumAnswer+1))
+	if err != nil {
+		return 0, catalogue.New("SD-504", "detail", "its data: "+err.Error())
+	}
+	if len(text) > maximumAnswer {
+		return 0, catalogue.New("SD-504", "detail", "an answer is longer than a terminal's line")
+	}
+	n, _ := p.terminal.ours.Write(text) // one that has ended takes none, as with its standard input
+	return int64(n), nil
+}
+
 // Signal signals the process or its tree. One that has ended is left in peace.
 func (p *Process) Signal(name string, tree bool) error {
 	p.mu.Lock()
@@ -521,6 +571,8 @@ func (p *Process) forget() {
 	}
 	if p.child != nil {
 		p.child.forget()
+	} else if p.terminal != nil {
+		p.terminal.close()
 	}
 }
 
@@ -558,11 +610,12 @@ type Status struct {
 	Program    string // its name alone: arguments may hold secrets
 	ProcessID  int
 	SafeToKill bool
+	MayOutlive bool
 	Snapshot
 }
 
-// Unfinished tells whether the process runs and must not be interrupted.
-func (s Status) Unfinished() bool { return !s.Ended && !s.SafeToKill }
+// Unfinished tells whether the process runs and is to be waited for.
+func (s Status) Unfinished() bool { return !s.Ended && !s.SafeToKill && !s.MayOutlive }
 
 // Name is what to call it before people.
 func (s Status) Name() string {
@@ -580,26 +633,31 @@ func (t *Table) List() (all []Status, changed <-chan struct{}) {
 	t.mu.Unlock()
 	for _, p := range kept {
 		s, _ := p.snapshot()
-		all = append(all, Status{p.Handle, p.label, p.program, p.child.processID(), p.safeToKill, s})
+		all = append(all, Status{p.Handle, p.label, p.program, p.child.processID(), p.safeToKill, p.mayOutlive, s})
 	}
 	return all, changed
 }
 
-// Unfinished gives the number of running processes that must not be interrupted, and a channel that closes when that may have changed.
+// awaited tells whether the process runs and is to be waited for.
+func (p *Process) awaited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.ended && !p.safeToKill && !p.mayOutlive
+}
+
+// Unfinished gives the number of running processes that are to be waited for, and a channel that closes when that may have changed.
 func (t *Table) Unfinished() (changed <-chan struct{}, running int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, p := range t.byID {
-		p.mu.Lock()
-		if !p.ended && !p.safeToKill {
+		if p.awaited() {
 			running++
 		}
-		p.mu.Unlock()
 	}
 	return t.changed, running
 }
 
-// Close lets no process begin any more, unless one that must not be interrupted runs, or is about to.
+// Close lets no process begin any more, unless one that is to be waited for runs, or any is about to.
 func (t *Table) Close() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -607,15 +665,26 @@ func (t *Table) Close() bool {
 		return false
 	}
 	for _, p := range t.byID {
-		p.mu.Lock()
-		unfinished := !p.ended && !p.safeToKill
-		p.mu.Unlock()
-		if unfinished {
+		if p.awaited() {
 			return false
 		}
 	}
 	t.closed = true
 	return true
+}
+
+// KillOutliving kills what may outlive the agent: who has it end can be asked, and does not want it any more.
+func (t *Table) KillOutliving() {
+	t.mu.Lock()
+	all := slices.Collect(maps.Values(t.byID))
+	t.mu.Unlock()
+	for _, p := range all {
+		p.mu.Lock()
+		if !p.ended && p.mayOutlive && !p.safeToKill {
+			p.child.kill()
+		}
+		p.mu.Unlock()
+	}
 }
 
 // End kills what is safe to kill, and lets the others be. No process begins any more.

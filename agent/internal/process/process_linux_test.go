@@ -315,8 +315,12 @@ func TestUnfinishedAndEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	outlives, err := table.Start(t.Context(), &Request{CommandLine: "exec sleep 60", MayOutlive: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	changed, running := table.Unfinished()
-	if running != 1 {
+	if running != 1 || table.Close() {
 		t.Error(running)
 	}
 	_, _ = keep.Write(t.Context(), nil, true)
@@ -329,11 +333,40 @@ func TestUnfinishedAndEnd(t *testing.T) {
 	if _, running = table.Unfinished(); running != 0 {
 		t.Error(running)
 	}
+	if !table.Close() {
+		t.Error("it is kept from ending by what it need not wait for")
+	}
+	id := outlives.child.processID()
 	table.End()
 	if s := kill.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != 137 {
 		t.Errorf("%+v", s)
 	}
+	if err := unix.Kill(id, unix.SIGKILL); err != nil {
+		t.Error("it was ended with the agent:", err)
+	}
 	wantCode(t, "SD-503", func() error { _, err := table.Start(t.Context(), &Request{CommandLine: "true"}); return err })
+}
+
+func TestOnceTheEndIsAskedForNothingOutlives(t *testing.T) {
+	table := NewTable(t.TempDir(), nil)
+	outlives, err := table.Start(t.Context(), &Request{CommandLine: "sleep 60", MayOutlive: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep, err := table.Start(t.Context(), &Request{CommandLine: "read x", KeepInputOpen: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.KillOutliving()
+	if s := outlives.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != 137 {
+		t.Errorf("%+v", s)
+	}
+	if _, running := table.Unfinished(); running != 1 {
+		t.Error("what is waited for was killed too")
+	}
+	_, _ = keep.Write(t.Context(), nil, true)
+	keep.Await(t.Context(), long, nil)
+	table.End()
 }
 
 func TestOutputThatNobodyReadsHoldsNothingUp(t *testing.T) {

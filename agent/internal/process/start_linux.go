@@ -4,13 +4,16 @@ package process
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +34,7 @@ type setting struct {
 	environment []string
 	arguments   []string
 	program     string
+	terminal    *os.File // nil: none
 }
 
 func settle(r *Request) (s *setting, err error) {
@@ -58,14 +62,19 @@ func settle(r *Request) (s *setting, err error) {
 	}
 	environment = lastWins(environment)
 	arguments := r.Arguments
+	var theirs *os.File
 	if len(arguments) == 0 {
 		arguments = []string{"/bin/sh", "-c", r.CommandLine}
+		if r.terminal != nil {
+			theirs = r.terminal.theirs
+			arguments[2] = "exec 3>&-\n" + r.CommandLine // it has come with its terminal, which it is to have as /dev/tty alone
+		}
 	}
 	program, err := lookPath(arguments[0], directory, environment)
 	if err != nil {
 		return nil, startError(arguments[0], err)
 	}
-	return &setting{who, directory, environment, arguments, program}, nil
+	return &setting{who, directory, environment, arguments, program, theirs}, nil
 }
 
 func start(r *Request, _, handle string, files [3]*os.File, coming func(id int)) (child, error) {
@@ -84,6 +93,10 @@ func (s *setting) start(group string, files [3]*os.File, coming func(id int)) (*
 	attributes := &os.ProcAttr{
 		Dir: s.directory, Env: s.environment, Files: files[:],
 		Sys: &syscall.SysProcAttr{Setsid: true, Credential: s.who.Credential()},
+	}
+	if s.terminal != nil {
+		attributes.Files = append(attributes.Files, s.terminal)
+		attributes.Sys.Setctty, attributes.Sys.Ctty = true, len(files)
 	}
 	t := &tree{group: newGroup(group)}
 	if t.group != nil {
@@ -269,12 +282,17 @@ func Leader(handle string) int {
 	if own == "" {
 		return 0
 	}
-	for _, id := range (&group{path: filepath.Join(own, groupPrefix+handle)}).members() {
-		if session, err := unix.Getsid(id); err == nil && session == id {
-			return id
-		}
+	ids := (&group{path: filepath.Join(own, groupPrefix+handle)}).members()
+	if i := slices.IndexFunc(ids, leads); i >= 0 {
+		return ids[i]
 	}
 	return 0
+}
+
+// leads tells whether a process leads its session, as that does with which a tree begins.
+func leads(id int) bool {
+	session, err := unix.Getsid(id)
+	return err == nil && session == id
 }
 
 // MayRun tells whether a process may yet begin, or run, whose beginning was announced without its id.
@@ -386,15 +404,21 @@ func groupOf(process string) string {
 		return ""
 	}
 	for line := range strings.Lines(string(raw)) {
-		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
-		if !ok {
-			continue
-		}
-		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} { // unified, or hybrid
-			var s unix.Statfs_t
-			if unix.Statfs(mount, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			if mount := unifiedMount(); mount != "" {
 				return filepath.Join(mount, path)
 			}
+		}
+	}
+	return ""
+}
+
+// unifiedMount is where control groups of version 2 are; "": nowhere.
+func unifiedMount() string {
+	for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} { // unified, or hybrid
+		var s unix.Statfs_t
+		if unix.Statfs(mount, &s) == nil && s.Type == unix.CGROUP2_SUPER_MAGIC {
+			return mount
 		}
 	}
 	return ""
@@ -430,32 +454,110 @@ func (g *group) remove() {
 
 // Outlive gives what still runs a place outside of the unit, or the unit would stay listed for as long as they run.
 func Outlive() {
-	own := ownGroup()
-	if own == "" {
-		return
+	patience, cancel := context.WithTimeout(context.Background(), leavePatience)
+	defer cancel()
+	for _, g := range ownGroups(groupPrefix) {
+		g.leaveUnit(patience)
+		g.remove() // where it is a moment too early, systemd removes it with the unit
 	}
-	groups, _ := filepath.Glob(filepath.Join(own, groupPrefix+"*"))
-	for _, path := range groups {
-		g := &group{path: path}
-		if ids := g.members(); len(ids) > 0 {
-			adopt(ids)
+}
+
+// EndWarm ends the interpreters that an agent which is no more has kept warm; what they have begun goes on.
+func EndWarm() {
+	for _, g := range ownGroups(warmPrefix) {
+		if !g.kill() {
+			for _, id := range g.members() {
+				_ = unix.Kill(id, unix.SIGKILL)
+			}
 		}
 		g.remove() // where it is a moment too early, systemd removes it with the unit
 	}
 }
 
-// adopt makes a scope of the processes, named after the first, through systemd's own tool; it is gone with the last of them.
-func adopt(ids []int) {
-	arguments := []string{
-		"call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
-		"StartTransientUnit", "ssa(sv)a(sa(sv))", "daemon-" + strconv.Itoa(ids[0]) + ".scope", "fail",
-		"3", "PIDs", "au", strconv.Itoa(len(ids)),
+// ownGroups are the groups of a prefix below the unit's own.
+func ownGroups(prefix string) (groups []*group) {
+	own := ownGroup()
+	if own == "" {
+		return nil
 	}
-	for _, id := range ids {
-		arguments = append(arguments, strconv.Itoa(id))
+	paths, _ := filepath.Glob(filepath.Join(own, prefix+"*"))
+	for _, path := range paths {
+		groups = append(groups, &group{path: path})
 	}
-	arguments = append(arguments, "Description", "s", "Started by a deployment", "CollectMode", "s", "inactive-or-failed", "0")
-	_ = exec.Command("busctl", arguments...).Run()
+	return groups
+}
+
+const (
+	// leavePatience bounds all of that: what comes after it, the rules above all, must not wait for a system bus that hangs.
+	leavePatience = 5 * time.Second
+	// leaveTries is how often a tree is looked at whose processes come and go while they are moved.
+	leaveTries = 50
+	// scopeTries is how often a scope is asked for: in vain where its process has just ended, and where there is none to be had.
+	scopeTries = 10
+)
+
+// leaveUnit moves the tree to a scope, which is gone with the last of them. systemd makes it with one process alone: it refuses a list in
+// which one has ended by the time that it looks, and in a shell's loop one always has. The others follow by the kernel's own word, until
+// none is left behind: one that a process has begun before it was moved is here still.
+func (g *group) leaveUnit(patience context.Context) {
+	var scope []string
+	asked := 0
+	for range leaveTries {
+		ids := g.members()
+		if len(ids) == 0 || patience.Err() != nil {
+			return
+		}
+		if len(scope) == 0 {
+			if asked++; asked > scopeTries {
+				return
+			}
+			if scope = scopeOf(patience, ids[max(0, slices.IndexFunc(ids, leads))]); len(scope) == 0 {
+				continue
+			}
+		}
+		for _, id := range ids {
+			if err := (&group{path: scope[0]}).add(id); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+				scope = nil // all that was there has ended, and the scope with it
+				break
+			}
+			for _, other := range scope[1:] {
+				_ = (&group{path: other}).add(id)
+			}
+		}
+	}
+}
+
+// scopeOf makes a scope of a process, through systemd's own tools, waits until it is there, and gives its control groups, that of version 2
+// first; none: it has ended, or there is no scope to be had.
+func scopeOf(patience context.Context, id int) []string {
+	name := "daemon-" + strconv.Itoa(id) + "-" + strconv.Itoa(os.Getpid()) + ".scope" // one of an earlier agent may have had a process of this id
+	if exec.CommandContext(patience, "busctl", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager",
+		"StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail",
+		"3", "PIDs", "au", "1", strconv.Itoa(id), "Description", "s", "Started by a deployment", "CollectMode", "s", "inactive-or-failed", "0",
+	).Run() != nil {
+		return nil
+	}
+	_ = exec.CommandContext(patience, "systemctl", "start", name).Run() // it is being started already: this waits for that
+	shown, _ := exec.CommandContext(patience, "systemctl", "show", "--property=ControlGroup", name).Output()
+	path := strings.TrimPrefix(strings.TrimSpace(string(shown)), "ControlGroup=")
+	mount := unifiedMount()
+	if path == "" || mount == "" {
+		return nil
+	}
+	ids := (&group{path: filepath.Join(mount, path)}).members()
+	if len(ids) == 0 { // one in which nothing ever was would stay
+		_ = exec.CommandContext(patience, "systemctl", "stop", name).Run()
+		return nil
+	}
+	places := []string{filepath.Join(mount, path)}
+	raw, _ := os.ReadFile("/proc/" + strconv.Itoa(ids[0]) + "/cgroup")
+	for line := range strings.Lines(string(raw)) {
+		// Where versions 1 and 2 are there both, a unit has its place in each (cgroups(7)).
+		if fields := strings.SplitN(strings.TrimSpace(line), ":", 3); len(fields) == 3 && fields[1] != "" && filepath.Base(fields[2]) == name {
+			places = append(places, filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(fields[1], "name="), fields[2]))
+		}
+	}
+	return places
 }
 
 // anonymousFile makes a file in the folder that no name leads to.

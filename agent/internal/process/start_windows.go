@@ -51,6 +51,16 @@ type tree struct {
 	once    sync.Once
 }
 
+// homeDirectory is that of the agent's own account; the system's, where that has none.
+func homeDirectory() (string, error) {
+	if home, err := os.UserHomeDir(); err == nil {
+		if info, err := os.Stat(home); err == nil && info.IsDir() {
+			return home, nil
+		}
+	}
+	return windows.GetSystemDirectory()
+}
+
 func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int)) (child, error) {
 	if r.User != "" {
 		return nil, catalogue.New("SD-504", "detail", "User is for Linux targets")
@@ -60,7 +70,12 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 		line, program = windows.ComposeCommandLine(r.Arguments), r.Arguments[0]
 	}
 	directory := r.Directory
-	if directory == "" {
+	if directory == "" && r.MayOutlive { // as long as it runs, the agent's folder could not be removed if it were its own
+		var err error
+		if directory, err = homeDirectory(); err != nil {
+			return nil, startError(program, err)
+		}
+	} else if directory == "" {
 		directory = folder
 	} else if info, err := os.Stat(directory); err != nil {
 		return nil, catalogue.New("SD-706", "path", directory, "detail", detailOf(err))
@@ -240,6 +255,9 @@ func (t *tree) forget() {
 
 // Outlive has nothing to do: what still runs keeps its job until it ends.
 func Outlive() {}
+
+// EndWarm has nothing to do either: no interpreter is kept warm.
+func EndWarm() {}
 
 // Leader and MayRun are for processes whose id is not known when they are announced. Here it always is.
 func Leader(string) int { return 0 }

@@ -43,9 +43,8 @@ const (
 	maximumProgram      = 16 << 20
 	// maximumSpares bounds the processes of an interpreter that wait; each has some 20 MB of its own, 3 where memory is short (see Pages in warm.py).
 	maximumSpares = 4
-	// maximumArchives and maximumArchive bound what is kept of modules: how many, and bytes of each.
+	// maximumArchives bounds what is kept of modules; see MaximumArchive for each.
 	maximumArchives = 32
-	maximumArchive  = 1 << 20
 	// warmPatience is how long an interpreter may take to begin, or to import what a module does.
 	warmPatience = 20 * time.Second
 	// warmPrefix begins the names of control groups: other than those of executions, they are not to outlive the agent.
@@ -139,7 +138,7 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 func (w *warmer) remember(archive []byte) string {
 	sum := sha256.Sum256(archive)
 	hash := hex.EncodeToString(sum[:])
-	if len(archive) > maximumArchive {
+	if len(archive) > MaximumArchive {
 		return hash
 	}
 	w.mu.Lock()

@@ -472,7 +472,7 @@ func TestArchivesThatAreKeptAreFew(t *testing.T) {
 		}
 		w.remember([]byte(strconv.Itoa(n + 1)))
 	}
-	if w.archive(first) != nil || len(w.archives) != maximumArchives || w.archive(w.remember(make([]byte, maximumArchive+1))) != nil {
+	if w.archive(first) != nil || len(w.archives) != maximumArchives || w.archive(w.remember(make([]byte, MaximumArchive+1))) != nil {
 		t.Error(len(w.archives))
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
 	"sojourn.example/agent/internal/guard"
+	"sojourn.example/agent/internal/ownership"
 )
 
 // readyDescriptor is the daemon's end of the pipe whose closing tells launch that ready.json is there (or that the daemon died).
@@ -173,8 +174,8 @@ func launch(in io.Reader, folder string) (*config.Ready, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := own(folder); err != nil {
-		return nil, catalogue.New("SD-406", "detail", err.Error())
+	if err := ownership.Take(folder); err != nil {
+		return nil, err
 	}
 	raw, err := json.Marshal(c)
 	if err != nil {
@@ -253,16 +254,6 @@ func startService(c *config.Config, executable, readyPath string) error {
 		return errors.Join(refused, err)
 	}
 	return nil
-}
-
-// own makes the folder root's alone: what is staged in it is nobody else's to read, nor to swap.
-func own(folder string) error {
-	if os.Geteuid() == 0 {
-		if err := os.Lchown(folder, 0, 0); err != nil {
-			return err
-		}
-	}
-	return os.Chmod(folder, 0o700)
 }
 
 // systemdRuns is sd_booted(3).

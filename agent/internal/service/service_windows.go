@@ -18,8 +18,10 @@ import (
 	"sojourn.example/agent/internal/agent"
 	"sojourn.example/agent/internal/catalogue"
 	"sojourn.example/agent/internal/config"
+	"sojourn.example/agent/internal/firewall"
 	"sojourn.example/agent/internal/guard"
 	"sojourn.example/agent/internal/lease"
+	"sojourn.example/agent/internal/ownership"
 	"sojourn.example/agent/internal/removal"
 	"sojourn.example/agent/internal/systemlog"
 )
@@ -31,7 +33,7 @@ func Serve(version string, _ []string) int {
 		return 1
 	}
 	// For a service with a process of its own the manager takes any name; the folder has the service's.
-	if err := svc.Run(filepath.Base(folder), &handler{folder: folder, version: version}); err != nil {
+	if err := svc.Run(filepath.Base(folder), &handler{folder: folder, version: version, own: ownership.Take}); err != nil {
 		fmt.Fprintln(os.Stderr, "serve is for the service control manager:", err)
 		return 1
 	}
@@ -40,6 +42,7 @@ func Serve(version string, _ []string) int {
 
 type handler struct {
 	folder, version string
+	own             func(folder string) error // ownership.Take; a test has another
 	guard           *guard.Guard
 }
 
@@ -52,9 +55,6 @@ const didNotStart = 1
 // Execute runs the service, as the service control manager asks.
 func (h *handler) Execute(_ []string, requests <-chan svc.ChangeRequest, status chan<- svc.Status) (specific bool, code uint32) {
 	status <- svc.Status{State: svc.StartPending, WaitHint: 30000}
-	if err := own(h.folder); err != nil {
-		log.Printf("restricting the folder: %v", err)
-	}
 	a, err := h.start()
 	if err != nil {
 		report(h.folder, refused(err))
@@ -125,11 +125,15 @@ func flush(name string) {
 // tries for as long as a lease lasts, and then gives up for good (nil, nil).
 func (h *handler) start() (*agent.Agent, error) {
 	_, noReady := os.Stat(filepath.Join(h.folder, config.ReadyName))
+	run := strings.TrimPrefix(filepath.Base(h.folder), config.Prefix)
 	inVain := func(err error) {
-		systemlog.New().Say(true, fmt.Sprintf("Run %s: the target was restarted, and the agent could not start again: %v. It removes itself.",
-			strings.TrimPrefix(filepath.Base(h.folder), config.Prefix), err))
+		systemlog.New().Say(true, fmt.Sprintf("Run %s: the target was restarted, and the agent could not start again: %v. It removes itself.", run, err))
+		// The firewall keeps its rules over a reboot, and whoever made this one is no more.
+		if _, err := firewall.New().Close(func(rule firewall.Rule) bool { return rule.Run() == run }); err != nil {
+			log.Printf("closing the port: %v", err)
+		}
 	}
-	c, err := config.Load(h.folder)
+	c, err := h.prepare()
 	if err != nil {
 		if noReady == nil {
 			inVain(err)
@@ -157,6 +161,14 @@ func (h *handler) start() (*agent.Agent, error) {
 	}
 }
 
+// prepare is what comes before all else. Where the folder would be others' to read, the agent must not serve.
+func (h *handler) prepare() (*config.Config, error) {
+	if err := h.own(h.folder); err != nil {
+		return nil, err
+	}
+	return config.Load(h.folder)
+}
+
 func (h *handler) removeService(removed func(what string, err error)) {
 	name := filepath.Base(h.folder)
 	removed("the service "+name, removal.Service(name))
@@ -164,21 +176,6 @@ func (h *handler) removeService(removed func(what string, err error)) {
 
 func (h *handler) removeFolder(removed func(what string, err error)) {
 	removed("the folder "+h.folder, removal.FolderAfterwards(h.folder))
-}
-
-// own gives the folder to LocalSystem and the administrators alone: elsewhere under the system's folder every user may read,
-// and what is staged here is not for them.
-func own(folder string) error {
-	descriptor, err := windows.SecurityDescriptorFromString("D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)")
-	if err != nil {
-		return err
-	}
-	list, _, err := descriptor.DACL()
-	if err != nil {
-		return err
-	}
-	return windows.SetNamedSecurityInfo(folder, windows.SE_FILE_OBJECT,
-		windows.DACL_SECURITY_INFORMATION|windows.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, list, nil)
 }
 
 // Launch is for Linux: on Windows the way in starts the service by the service control manager.

@@ -21,7 +21,7 @@ wineboot --init
 wine reg add 'HKCU\Software\Wine\Drivers' /v Graphics /d null /f
 wine reg add 'HKLM\Software\Microsoft\Windows\CurrentVersion\Policies\System' /v EnableLUA /t REG_DWORD /d 1 /f
 # Without this a 64-bit process would get Wine's own empty stubs in place of the stand-ins of the same name.
-stand_ins="netsh.exe shutdown.exe powershell.exe"
+stand_ins="netsh.exe shutdown.exe powershell.exe sc.exe"
 for program in $stand_ins; do
     wine reg add 'HKCU\Software\Wine\DllOverrides' /v "$program" /d native /f
 done
@@ -31,6 +31,10 @@ for folder in system32 syswow64; do
         (cd /opt/sojourn-lab/bin && cp -f $stand_ins "/srv/windows/drive_c/windows/$folder/")
     fi
 done
+
+# The registry's own files: only administrators may look into the folder.
+mkdir /srv/windows/drive_c/windows/system32/config
+: > /srv/windows/drive_c/windows/system32/config/SYSTEM
 
 systemctl disable nmbd.service samba-ad-dc.service winbind.service apt-daily.timer apt-daily-upgrade.timer \
     fstrim.timer dpkg-db-backup.timer e2scrub_all.timer || true

@@ -406,6 +406,15 @@ class TestOutput:
         run("install", make_agent("linux", lambda *_: {"stdout": b"secret\n"}), src="setup.sh", no_log=True)
         assert run.shown == []
 
+    def test_with_no_log_the_ledger_has_none_of_it(self, run, make_agent, script) -> None:
+        """What it keeps is written down where a run is cut off, and shown by the next one."""
+        for hidden in (False, True):
+            agent = make_agent("linux", lambda *_: {"exit_code": 100, "stdout": b"secret\n", "stderr": b"secret\n"})
+            run("install", agent, src="setup.sh", no_log=hidden, arguments="--password secret")
+            (row,) = agent.noted
+            assert row["state"] == "failed" and "ended with 100: " in row["msg"]
+            assert ("secret" in json.dumps(row)) is not hidden
+
 
 class TestErrors:
     def test_missing_package(self, run, make_agent) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,17 +111,18 @@ FASTER = """
 import os, sys
 from types import SimpleNamespace as N
 from ansible import constants as C
-from ansible.plugins.loader import init_plugin_loader
+from ansible.plugins.loader import init_plugin_loader, module_loader
 init_plugin_loader()
 C.DEFAULT_LOCAL_TMP = sys.argv[1]
 from ansible_collections.sojourn.deploy.plugins.callback.lifecycle import CallbackModule
 callback = CallbackModule()
 callback.v2_playbook_on_start(None)
-for name in ("ssh", "smb"):
+for name in ("ssh", "smb", "winrm"):
     full = f"ansible_collections.sojourn.deploy.plugins.connection.{name}"
     assert full in sys.modules and C.config.has_configuration_definition("connection", full)
 tasks = [N(action="ansible.builtin.find", collections=None)]
 callback.v2_playbook_on_play_start(N(gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])]))
+assert "command" in module_loader._plugin_path_cache[".py"], "it was looked for, so that workers need not"
 pid, = callback._packing
 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 assert [name for name in os.listdir(sys.argv[1] + "/ansiballz_cache") if name.startswith("ansible.modules.find-")]
@@ -151,3 +153,38 @@ def test_in_a_real_run(tmp_path: Path, state_home: Path) -> None:
         env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "sojourn.deploy.lifecycle", "ANSIBLE_LOCALHOST_WARNING": "0"})
     assert done.returncode == 0 and "AN EARLIER RUN WAS CUT OFF" in done.stdout and "CLEAN-UP" not in done.stdout, done.stdout + done.stderr
     assert "lifecycle" not in done.stderr, done.stderr
+
+
+# The connection itself is never used: what is asked is whether the broker runs.
+EARLY = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.debug: {msg: x}
+    - ansible.builtin.shell: cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '
+      delegate_to: localhost
+      vars: {ansible_connection: local}
+"""
+
+
+@pytest.mark.parametrize(
+    ("inventory", "wanted"),
+    [
+        ("all: {hosts: {web1: {ansible_connection: sojourn.deploy.smb, ansible_host: '::1', ansible_port: 9}}}", "smb"),
+        ("all: {hosts: {web1: {}}, vars: {ansible_connection: sojourn.deploy.ssh, ansible_host: '::1', ansible_port: 9}}", "ssh"),
+        ("all: {hosts: {web1: {ansible_connection: local}}}", None),
+        ("all: {hosts: {web1: {ansible_connection: '{{ connection }}', connection: local}}}", None),
+    ],
+    ids=["a host's", "of all", "another's", "who knows"],
+)
+def test_the_broker_is_started_with_a_play_that_needs_it(tmp_path: Path, state_home: Path, inventory: str, wanted: str | None) -> None:
+    (tmp_path / "play.yml").write_text(EARLY)
+    (tmp_path / "hosts.yml").write_text(inventory)
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("ansible-playbook"), "-v", "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "ANSIBLE_CALLBACKS_ENABLED": "sojourn.deploy.lifecycle"})
+    output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
+    # Other runs have theirs.
+    assert re.findall(rf"broker_start\.py --folder \S+ --owner {process.pid} .*?--load (\w+)", output)[:1] == ([wanted] if wanted else [])
+    assert "CLEAN-UP" not in output and "lifecycle" not in errors, output + errors

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +17,12 @@ from ansible.plugins import AnsiblePlugin
 from ansible.plugins.become.sudo import BecomeModule
 from ansible.plugins.loader import get_shell_plugin
 
-from ansible_collections.sojourn.deploy.plugins.connection import smb, ssh
+from ansible_collections.sojourn.deploy.plugins.connection import smb, ssh, winrm
 from ansible_collections.sojourn.deploy.plugins.doc_fragments.connection import ModuleDocFragment
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import connection_base
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.connection_base import ansible_error
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from tests.conftest import COLLECTIONS
 
 # Becoming another user
 
@@ -36,19 +41,26 @@ def test_the_talk_with_sudo(become: BecomeModule) -> None:
     talk = ssh.BecomeTalk(become, b"input", "web1", 12.0)
     prompt = become.prompt.encode()
     assert talk("stderr", prompt[:10]) is None
-    assert talk("stderr", prompt[10:]) == (b"Geheim1!\n", False)
+    assert talk("stderr", prompt[10:]) == (b"Geheim1!\n", False, True)
     assert talk("stderr", b"\n") is None
     assert talk("stdout", become.success[:5].encode()) is None
-    assert talk("stdout", become.success[5:].encode() + b"\n") == (b"input", True)
+    assert talk("stdout", become.success[5:].encode() + b"\n") == (b"input", True, False)
     assert talk("stdout", b"output\n") is None
     talk.check_end()
     assert talk.strip(become.success.encode() + b"\noutput\n") == b"output\n"
-    assert talk.strip_prompt(prompt + b"\nwarning\n") == b"warning\n"
+    assert talk.strip_prompt(prompt + b"warning\n") == b"warning\n"
+    at_terminal = ssh.BecomeTalk(become, b"input", "web1", 12.0, terminal=True)
+    at_terminal("stderr", prompt)
+    for own in (b"\n  output", b"\r\n\toutput", b" "):
+        for line_end in (b"\n", b"\r\n"):
+            assert talk.strip(become.success.encode() + line_end + own) == own, "its blanks and empty lines are the command's own"
+            assert at_terminal.strip_prompt(prompt + line_end + own) == own
+        assert talk.strip_prompt(prompt + own) == own
 
 
 def test_sudo_that_asks_for_nothing(become: BecomeModule) -> None:
     talk = ssh.BecomeTalk(become, None, "web1", 12.0)
-    assert talk("stdout", f"{become.success}\n".encode()) == (b"", True)
+    assert talk("stdout", f"{become.success}\n".encode()) == (b"", True, False)
 
 
 @pytest.mark.parametrize("answer", ["Sorry, try again.\n", "prompt"])
@@ -89,6 +101,12 @@ def test_any_command_can_be_carried(command: str) -> None:
     for shell in ("sh", "bash"):
         expected = subprocess.run([shell, "-c", raw], capture_output=True, env={"X": "y"}, check=False).stdout
         assert subprocess.run([shell, "-c", carried], capture_output=True, env={"X": "y"}, check=False).stdout == expected
+
+
+def test_a_command_line_hardly_grows_when_it_is_carried() -> None:
+    """One as long as a target's shell can take would not be started."""
+    command = "printf '\x1b[1m'; : " + "a word, 'quoted'; " * 1000
+    assert len(ssh._carriable(command)) < 1.5 * len(command)
 
 
 def windows(shell: str) -> SimpleNamespace:
@@ -199,7 +217,7 @@ def test_options_that_are_set_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_ansible_and_awx_depend_on() -> None:
     common = yaml.safe_load(ModuleDocFragment.DOCUMENTATION)["options"]
-    for module in (ssh, smb):
+    for module in (ssh, smb, winrm):
         options = {**common, **yaml.safe_load(module.DOCUMENTATION)["options"]}
         # -k and AWX's machine credentials find the option by this name only.
         assert {"name": "ansible_password"} in options["password"]["vars"]
@@ -212,4 +230,38 @@ def test_what_ansible_and_awx_depend_on() -> None:
             assert option["description"], name
     assert smb.Connection.module_implementation_preferences == (".ps1", ".exe", "") and not smb.Connection.allow_executable
     assert smb.Connection.is_pipelining_enabled(SimpleNamespace(), wrap_async=True)
-    assert ssh.Connection.has_pipelining and not ssh.Connection.has_tty
+    assert ssh.Connection.has_pipelining and ssh.Connection.has_tty and not smb.Connection.has_tty
+
+
+# In a process of its own, for Ansible's loader of collections is there once for all; and by it, for options of a fragment and of a plugin meet only there.
+LOADED = """
+import json, sys
+from ansible.playbook.play_context import PlayContext
+from ansible.plugins.loader import connection_loader, init_plugin_loader
+init_plugin_loader()
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+made = {}
+for name, more in (("ssh", {}), ("smb", {}), ("winrm", {}), ("winrm", {"ansible_winrm_transport": "basic"})):
+    connection = connection_loader.get(f"sojourn.deploy.{name}", PlayContext(), None)
+    variables = {"ansible_host": "2001:db8::1", "ansible_user": "me", "ansible_password": "x", "inventory_hostname": "web1", **more}
+    connection.set_options(var_options=variables)
+    try:
+        target = connection.agent.target
+        said = [target.transport, target.winrm_transport]
+    except SojournError as error:
+        said = [error.code, error.fields["option"]]
+    made[" ".join([name, *more.values()])] = said
+print(json.dumps(made))
+"""
+NEITHER = {"ssh": ["direct", "ntlm"], "smb": ["direct", "ntlm"], "winrm": ["direct", "ntlm"], "winrm basic": ["direct", "basic"]}
+TUNNEL = {"ssh": ["tunnel", "ntlm"], "smb": ["tunnel", "ntlm"], "winrm": ["SD-102", "transport"], "winrm basic": ["SD-102", "transport"]}
+
+
+@pytest.mark.parametrize(("transport", "wanted"), [(None, NEITHER), ("tunnel", TUNNEL)])
+def test_how_the_agent_is_reached_and_how_winrm_signs_in_are_two_options(tmp_path: Path, transport: str | None, wanted: dict[str, list[str]]) -> None:
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home")}
+    environment.pop("SOJOURN_TRANSPORT", None)
+    if transport is not None:
+        environment["SOJOURN_TRANSPORT"] = transport
+    done = subprocess.run([sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout) == wanted, done.stdout + done.stderr

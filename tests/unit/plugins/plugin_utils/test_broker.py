@@ -161,6 +161,47 @@ def test_a_killed_broker_is_replaced(run: Run) -> None:
     assert run.brokers() and run.brokers() != [pid]
 
 
+def test_started_early_it_is_the_one_that_workers_find(run: Run) -> None:
+    """They wait for the lock that it holds until it listens."""
+    assert broker_client.start_early(run.process.pid, "ssh")
+    run.connect().close()
+    assert len(run.brokers()) == 1
+    assert not broker_client.start_early(run.process.pid, "ssh"), "there is one"
+    run.process.kill()
+    run.process.wait()
+    run.wait_gone()
+
+
+def test_not_started_early_where_another_starts_one(run: Run) -> None:
+    lock = broker_client._lock(str(run.folder))
+    try:
+        assert not broker_client.start_early(run.process.pid, "ssh")
+    finally:
+        os.close(lock)
+    assert not run.brokers()
+
+
+def test_what_keeps_an_early_one_from_starting_is_told_to_the_first_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = run.folder.parent
+    base.mkdir(mode=0o700, exist_ok=True)
+    run.folder.mkdir(mode=0o755)
+    run.folder.chmod(0o755)
+    assert not broker_client.start_early(run.process.pid, "ssh")
+    with pytest.raises(SojournError, match="open to other users") as caught:
+        run.connect()
+    assert caught.value.code == "SD-902"
+    run.folder.rmdir()
+
+
+def test_an_early_one_that_fails_lets_go(run: Run) -> None:
+    """Its run is over before it listens: nobody waits for its lock, and nothing stays."""
+    run.process.kill()
+    run.process.wait()
+    broker_client.start_early(run.process.pid, "ssh")
+    os.close(broker_client._lock(str(run.folder)))
+    broker._remove_folder(str(run.folder))
+
+
 def test_no_broker_for_a_run_that_has_ended(run: Run) -> None:
     run.process.kill()
     run.process.wait()
@@ -170,7 +211,7 @@ def test_no_broker_for_a_run_that_has_ended(run: Run) -> None:
     assert not Path(broker_client.run_folder(gone)).exists()
 
 
-@pytest.mark.parametrize("way_in", ["smb", "ssh"])
+@pytest.mark.parametrize("way_in", ["smb", "ssh", "winrm"])
 def test_errors_come_through_and_secrets_go_nowhere(run: Run, way_in: str) -> None:
     agent = Agent(target(way_in=way_in), run.process.pid)
     with pytest.raises(SojournError, match=r"^\[web1\] connecting: Port \d+ of ::1 refuses connections. \(SD-203\) Remedy: ") as caught:
@@ -249,7 +290,6 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
             broker_client.make_private_folder(str(folder))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 @pytest.mark.parametrize("when", ["before the run's folder", "after it was found"])
 def test_another_runs_broker_removes_the_common_folder_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     base, removed = Path(f"/tmp/sojourn-alone-{os.getpid()}"), []
@@ -280,6 +320,7 @@ def test_another_runs_broker_removes_the_common_folder_meanwhile(run: Run, monke
     assert removed
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 def test_other_users_are_turned_away(run: Run) -> None:
     run.connect().close()
     code = (

@@ -71,6 +71,35 @@ def test_modules_are_packed_where_workers_look(tmp_path: Path) -> None:
     assert not done.stdout and not done.stderr
 
 
+PREPARE = """
+import os, sys
+from ansible.plugins.loader import init_plugin_loader, module_loader
+init_plugin_loader()
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
+module_cache.prepare()
+def listed(path):
+    raise AssertionError(f"{path} is listed anew")
+kept = os.listdir, os.scandir
+os.listdir = os.scandir = listed
+assert module_loader.find_plugin_with_context("ansible.legacy.command", ".py").plugin_resolved_path.endswith("/command.py")
+assert module_loader.find_plugin_with_context("ansible.legacy.stat", ".py").plugin_resolved_path.endswith("/stat.py")
+os.listdir, os.scandir = kept
+before = set(sys.modules)
+try:
+    from ansible.module_utils.common.json import Direction, get_module_decoder, get_module_encoder
+except ImportError:  # before 2.19
+    sys.exit()
+get_module_encoder("legacy", Direction.CONTROLLER_TO_MODULE), get_module_decoder("legacy", Direction.MODULE_TO_CONTROLLER)
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+
+
+def test_what_every_worker_looks_for_is_found_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_what_goes_wrong_there_stays_there(cache: Path) -> None:
     def bad() -> Any:
         raise ValueError("not a play")

@@ -25,7 +25,7 @@ def envelope(*texts: str) -> etree._Element:
 
 def reader(data: bytes, boundary: str, chance: random.Random | None = None) -> mtom.Reader:
     stream = io.BytesIO(data)
-    return mtom.Reader(lambda count: stream.read(chance.randrange(1, 40) if chance else count), boundary)
+    return mtom.Reader(lambda buffer: stream.readinto(buffer[: chance.randrange(1, 40)] if chance else buffer), boundary)
 
 
 def parse(body: mtom.Body, chance: random.Random | None = None) -> tuple[mtom.Root, dict[str, bytes]]:
@@ -81,17 +81,18 @@ def test_a_file_is_streamed_and_hashed_in_bounded_memory(tmp_path: os.PathLike[s
             pieces = iter(body)
             rest = bytearray()
 
-            def read(count: int) -> bytes:
-                while len(rest) < count:
+            def read_into(buffer: memoryview) -> int:
+                while len(rest) < len(buffer):
                     piece = next(pieces, None)
                     if piece is None:
                         break
                     rest.extend(piece)
-                taken = bytes(rest[:count])
-                del rest[:count]
-                return taken
+                taken = bytes(rest[: len(buffer)])
+                del rest[: len(buffer)]
+                buffer[: len(taken)] = taken
+                return len(taken)
 
-            parts = mtom.Reader(read, mtom.parse_content_type(body.content_type)[1]["boundary"])
+            parts = mtom.Reader(read_into, mtom.parse_content_type(body.content_type)[1]["boundary"])
             parts.next()
             parts.all(1 << 20)
             parts.next()

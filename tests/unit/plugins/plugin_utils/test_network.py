@@ -113,3 +113,11 @@ def test_unc_names() -> None:
     assert network.ipv6_literal_name("fe80::1%eth0") == "fe80--1seth0.ipv6-literal.net"
     assert network.ipv6_literal_name("192.0.2.7") == "192.0.2.7"
     assert network.ipv6_literal_name("web1") == "web1"
+
+
+def test_how_far_an_address_is() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server, socket.create_connection(server.getsockname()[:2]) as connection:
+        far = network.round_trip(connection)
+        assert far is not None and 0 < far < 1
+    with socket.socketpair()[0] as neither:
+        assert network.round_trip(neither) is None

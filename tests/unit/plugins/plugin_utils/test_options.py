@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ def test_wrong_port_ranges(given: Any) -> None:
         *(("connection_timeout", 0), ("connection_timeout", "soon"), ("connection_timeout", float("nan")), ("connection_timeout", -1)),
         *(("lease_seconds", 1), ("lease_seconds", 86401)),
         *(("controller_address", "web1"), ("remote_folders", ["tmp"]), ("user", "a\0b"), ("password", "a\nb"), ("no_such", 1)),
+        *(("transport", "tunel"), ("transport", True)),
     ],
 )
 def test_wrong_options_are_named(option: str, value: Any) -> None:
@@ -98,8 +100,21 @@ def test_a_windows_password_needs_a_user() -> None:
 
 def test_over_the_wire_and_defaults() -> None:
     target = Target.make("ssh", "[2001:DB8::1]", user="root", remote_folders=["/opt"], agent_ports="1-2")
+    assert target.transport == "direct" and Target.make("smb", "::1", transport="auto").transport == "auto"
     assert target.port == 22 and target.host == "[2001:DB8::1]" and target.address == "2001:db8::1"
     assert Target.from_dict(json.loads(json.dumps(target.to_dict()))) == target
+
+
+def test_relative_paths_lead_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = Target.make("ssh", "fd73::1", key_file="id", known_hosts="./known", config_file="~/ssh.cfg")
+    assert (target.directory, target.key_file, target.known_hosts, target.config_file) == (str(tmp_path), f"{tmp_path}/id", f"{tmp_path}/./known", "~/ssh.cfg")
+    assert Target.make("ssh", "fd73::1", config_file="none").config_file == "none"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert Target.make("ssh", "fd73::1").directory == "/"
 
 
 def test_one_session_for_one_address_user_and_port() -> None:
@@ -115,3 +130,30 @@ def test_tags_are_dropped() -> None:
 
     target = Target.make("ssh", Tagged("fd73::1"), user=Tagged("root"), password=Tagged("x"))
     assert type(target.user) is type(target.password) is str
+
+
+@pytest.mark.parametrize(("given", "method"), [
+    (None, "sudo"), ("", "sudo"), ("sudo", "sudo"), ("su", "su"), ("ansible.builtin.su", "su"), ("community.general.doas", "sudo"), ("runas", "sudo")])
+def test_how_to_become_root(given: str | None, method: str) -> None:
+    assert Target.make("ssh", "web1", root_method=given).root_method == method
+
+
+def test_a_port_that_is_the_users() -> None:
+    assert [Target.make("ssh", "web1", port=port).port_given for port in (None, "", 22, "22")] == [False, False, True, True]
+
+
+def test_winrm() -> None:
+    def made(**options: object) -> tuple[int, str, str]:
+        target = Target.make("winrm", "fd73::1", **options)
+        return target.port, target.winrm_scheme, target.winrm_transport
+
+    assert made() == (5986, "https", "ntlm")
+    assert made(port=5985) == (5985, "http", "ntlm")
+    assert made(winrm_scheme="http") == (5985, "http", "ntlm")
+    assert made(port=8443, winrm_transport="basic") == (8443, "https", "basic")
+    for options, said in (
+        ({"winrm_transport": "basic", "port": 5985}, "would show the password"), ({"winrm_transport": "kerberos"}, "none of ntlm, basic"),
+        ({"winrm_scheme": "ftp"}, "none of http, https"), ({"transport": "tunnel"}, "no tunnel"), ({"password": "x"}, "without a user"),
+    ):
+        with pytest.raises(SojournError, match=rf"{said}.*\(SD-102\)"):
+            Target.make("winrm", "fd73::1", **options)

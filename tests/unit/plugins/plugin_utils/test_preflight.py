@@ -128,6 +128,8 @@ def test_what_is_no_linux_and_what_is_too_old() -> None:
     assert code(checks["OS"]) == "SD-404" and "FreeBSD, not Linux" in checks["OS"].detail and "architecture" not in checks
     unused_shell, checks = judged(CENTOS6)
     assert code(checks["OS"]) == "SD-404" and "its kernel is 2.6.32" in checks["OS"].detail and checks["architecture"].state == "ok"
+    unused_shell, checks = judged(CENTOS6.replace("2.6.32-754", "3.1.10-1"))
+    assert code(checks["OS"]) == "SD-404" and "its kernel is 3.1.10" in checks["OS"].detail
     unused_shell, checks = judged(ALPINE.replace("aarch64", "armv7l"))
     assert code(checks["architecture"]) == "SD-404" and checks["OS"].state == "ok"
 
@@ -356,7 +358,7 @@ def closed_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("way_in", ["ssh", "smb"])
+@pytest.mark.parametrize("way_in", ["ssh", "smb", "winrm"])
 def test_a_closed_port(way_in: str) -> None:
     port = closed_port()
     checks = look(way_in, port=port)
@@ -365,7 +367,7 @@ def test_a_closed_port(way_in: str) -> None:
     assert ("Windows XP" in checks[-1]["detail"]) == (way_in == "smb")
 
 
-@pytest.mark.parametrize(("way_in", "check", "code"), [("ssh", "port", "SD-205"), ("smb", "OS", "SD-404")])
+@pytest.mark.parametrize(("way_in", "check", "code"), [("ssh", "port", "SD-205"), ("smb", "OS", "SD-404"), ("winrm", "OS", "SD-404")])
 def test_something_else_on_the_port(way_in: str, check: str, code: str) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         import threading
@@ -383,7 +385,7 @@ def test_something_else_on_the_port(way_in: str, check: str, code: str) -> None:
     assert "sign-in" not in [told["check"] for told in checks]
 
 
-@pytest.mark.parametrize("way_in", ["ssh", "smb"])
+@pytest.mark.parametrize("way_in", ["ssh", "smb", "winrm"])
 def test_one_who_says_nothing_takes_seconds(way_in: str) -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         begin = time.monotonic()

@@ -108,6 +108,26 @@ def test_what_is_no_session_is_passed_over(state_home: Path, text: str) -> None:
     assert list(session_file.abandoned(TARGET)) == []
 
 
+def test_one_that_is_not_its_users_alone_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that others may read, nor one that another user has put there, nor what a link leads to."""
+    file = SessionFile.create(record())
+    file.let_go()
+    own = os.geteuid()
+    os.chmod(file.path, 0o640)
+    assert SessionFile.take(file.path) is None
+    os.chmod(file.path, 0o600)
+    link = f"{file.path}.link"
+    os.symlink(file.path, link)
+    assert SessionFile.take(link) is None
+    monkeypatch.setattr(session_file.os, "geteuid", lambda: own + 1)
+    assert SessionFile.take(file.path) is None
+    monkeypatch.setattr(session_file.os, "geteuid", lambda: own)
+    os.unlink(link)
+    taken = SessionFile.take(file.path)
+    assert taken is not None
+    taken.remove()
+
+
 def test_old_ones_are_forgotten(state_home: Path) -> None:
     SessionFile.create(record()).forget()
     held = SessionFile.create(record("a" * 12))

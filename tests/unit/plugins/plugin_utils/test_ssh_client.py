@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import os
 import re
+import secrets
+import select
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +200,61 @@ def test_a_certificate_of_another_authority_or_forged(tmp_path: Path) -> None:
 
 
 @needs_openssh
+def test_a_key_that_is_known_though_its_certificate_does_not_count(tmp_path: Path) -> None:
+    """As OpenSSH: it goes on with the key alone."""
+    authority = Authority(tmp_path)
+    shown = authority.sign("ed25519", "-n", "web2.example")
+    plain = f"web1.example {(tmp_path / 'host.pub').read_text()}"
+    authority.check(shown, f"@cert-authority * {authority.key}\n{plain}")
+    with pytest.raises(HostKeyChanged):
+        authority.check(shown, f"@cert-authority * {authority.key}\nweb1.example {authority.key}")
+    with pytest.raises(ssh_client.AuthorityRevoked):
+        authority.check(shown, f"@cert-authority * {authority.key}\n@revoked * {authority.key}\n{plain}")
+
+
+@needs_openssh
+def test_a_file_of_revoked_keys(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    (tmp_path / "revoked").write_text("# those\n" + (tmp_path / "one.pub").read_text())
+    key = (tmp_path / "one.pub").read_text().split()[1]
+    assert ssh_client.revoked_keys(str(tmp_path / "revoked")) == [ssh_client.KnownKey("ssh-ed25519", key, revoked=True)]
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", tmp_path / "list", tmp_path / "one.pub"], check=True)
+    with pytest.raises(ValueError, match="revocation list"):
+        ssh_client.revoked_keys(str(tmp_path / "list"))
+    with pytest.raises(OSError):
+        ssh_client.revoked_keys(str(tmp_path / "none"))
+
+
+@needs_openssh
+def test_a_name_that_is_remembered_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    key = SimpleNamespace(get_name=lambda: "ssh-ed25519", get_base64=lambda: KEY)
+    ssh_client.remember(str(path), ssh_client.hashed("[fd73::1]:2222"), key)
+    assert "fd73" not in path.read_text() and len(known_keys([str(path)], ["[fd73::1]:2222"])) == 1
+    assert "found" in subprocess.run(["ssh-keygen", "-F", "[fd73::1]:2222", "-f", path], check=True, capture_output=True, text=True).stdout
+
+
+@needs_openssh
+def test_keys_that_settings_name(tmp_path: Path) -> None:
+    """Before a password; with certificates, of which each goes with its own key; the SSH agent is none here."""
+    authority = Authority(tmp_path)
+    reasons: list[str] = []
+    for name in ("one", "two"):
+        authority.make(name, "ed25519")
+    subprocess.run(["ssh-keygen", "-q", "-s", tmp_path / "authority", "-I", "me", tmp_path / "two.pub"], check=True, capture_output=True)
+    certificate = (tmp_path / "two-cert.pub").rename(tmp_path / "elsewhere")
+    files = tuple(str(tmp_path / name) for name in ("one", "missing", "two"))
+    identities = ssh_client.Identities(files, (str(certificate),), agent="")
+    found = list(ssh_client.credentials("x", None, None, reasons, identities))
+    assert [credential.method for credential in found] == ["publickey", "publickey", "password", "keyboard-interactive"]
+    assert [credential.key.public_blob is not None for credential in found[:2]] == [False, True]
+    assert len(reasons) == 1 and "missing" in reasons[0]
+    (named, *unused) = ssh_client.credentials(None, files[0], None, [], identities)
+    assert named.what == f"the key {files[0]}" and not unused
+
+
+@needs_openssh
 def test_revoked_authorities_and_keys(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     shown = authority.sign("ed25519")
@@ -229,6 +289,237 @@ def test_keys_of_every_kind(tmp_path: Path, kind: str) -> None:
         ssh_client.load_key(str(tmp_path / "none"), None)
 
 
+# Parting
+
+
+def test_a_target_that_goes_on_sending_is_left_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh_client, "PARTING_SECONDS", 0.3)
+    ours, theirs = socket.socketpair()
+
+    def talk() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                theirs.sendall(b"x")
+
+    talker, drainer = threading.Thread(target=talk, daemon=True), threading.Thread(target=ssh_client._drain, args=(ours,), daemon=True)
+    talker.start()
+    drainer.start()
+    try:
+        drainer.join(20)
+        assert not drainer.is_alive() and ours.fileno() == -1
+    finally:
+        theirs.close()
+
+
+# Commands
+
+
+@pytest.mark.parametrize("stream", ["output", "errors", "forwarded"])
+def test_a_server_that_does_not_mind_the_window(stream: str) -> None:
+    """A real one, that sends on without being asked: what it may have us hold has an end, and so has the connection."""
+    import paramiko
+
+    class Willing(paramiko.ServerInterface):
+        def check_auth_none(self, username: str) -> int:
+            return paramiko.AUTH_SUCCESSFUL
+
+        def get_allowed_auths(self, username: str) -> str:
+            return "none"
+
+        def check_channel_request(self, kind: str, chanid: int) -> int:
+            return paramiko.OPEN_SUCCEEDED
+
+        def check_channel_exec_request(self, channel: Any, command: bytes) -> bool:
+            return True
+
+        def check_channel_direct_tcpip_request(self, chanid: int, origin: Any, destination: Any) -> int:
+            return paramiko.OPEN_SUCCEEDED
+
+    ours, theirs = socket.socketpair()
+    server, client = paramiko.Transport(theirs), paramiko.Transport(ours)
+    try:
+        server.add_server_key(paramiko.ECDSAKey.generate())
+        server.start_server(event=threading.Event(), server=Willing())
+        client.connect()
+        client.auth_none("me")
+        made = ssh_client.Client()
+        made._transport = client
+        command = made.command("x")  # nobody takes anything of it
+        channel = made.open_channel("::1", 22, 20) if stream == "forwarded" else command.__enter__()._channel
+        far = server.accept(20)
+        far.out_window_size = 1 << 40
+        with pytest.raises((OSError, EOFError)):
+            for _megabyte in range(64):
+                (far.sendall_stderr if stream == "errors" else far.sendall)(bytes(1 << 20))
+        client.join(20)
+        assert not client.is_active()
+        assert 1 << 20 < len(channel.in_stderr_buffer if stream == "errors" else channel.in_buffer) <= 2 * ssh_client.WINDOW
+    finally:
+        client.close()
+        server.close()
+
+
+class Channel:
+    """As much of paramiko's as a command looks at, with its real buffers."""
+
+    def __init__(self) -> None:
+        from paramiko.buffered_pipe import BufferedPipe
+
+        self.in_buffer, self.in_stderr_buffer = BufferedPipe(), BufferedPipe()
+        self.closed = self.eof_received = False
+        self.recv_ready, self.recv_stderr_ready = self.in_buffer.read_ready, self.in_stderr_buffer.read_ready
+        self.recv, self.recv_stderr = self.in_buffer.read, self.in_stderr_buffer.read
+        self.settimeout = self.close = lambda *unused: None
+        self.lock = threading.Lock()
+        self.out_window_size = 0
+        self.send: Any = None
+        self.exec_command: Any = None
+
+    def exit_status_ready(self) -> bool:
+        return self.closed
+
+
+@pytest.mark.parametrize(("near", "server", "most"), [(True, "OpenSSH_9.2p1", 512 << 10), (False, "OpenSSH_9.2p1", 2 << 20), (True, "dropbear", 2 << 20)])
+def test_little_waits_at_a_near_sshd(near: bool, server: str, most: int) -> None:
+    """What may be on its way and is not taken yet; where others than sshd give room only late, all that they gave is used."""
+    channel, waiting, most_waiting = Channel(), 0, 0
+    channel.out_window_size = 0
+
+    def send(data: bytes) -> int:
+        nonlocal waiting, most_waiting
+        if not channel.out_window_size:  # paramiko would wait until it is taken
+            channel.out_window_size, waiting = waiting, 0
+        sent = min(len(data), channel.out_window_size)
+        channel.out_window_size -= sent
+        waiting += sent
+        most_waiting = max(most_waiting, waiting)
+        return sent
+
+    channel.send = send
+    channel.exec_command = lambda unused: setattr(channel, "out_window_size", 2 << 20)  # as sshd does once the command has begun
+    client = ssh_client.Client()
+    client.near = near
+    client._transport = SimpleNamespace(open_session=lambda **unused: channel, remote_version=f"SSH-2.0-{server}")
+    with client.command("true") as command:
+        command.write(bytes(8 << 20))
+    assert most_waiting == most
+
+
+def test_what_a_login_shell_says_is_no_output() -> None:
+    channel = Channel()
+    command = ssh_client.Command(channel, time.monotonic() + 60, 60)
+    for piece in (b"WELCOME\nhalf a line sojourn", b" beg", b"ins\nsystem ", b"Linux\n"):
+        channel.in_buffer.feed(piece)
+    channel.in_stderr_buffer.feed(b"a warning\nsojourn begins\n")
+    assert command.wait_for(lambda: command.output.endswith(b"Linux\n"))
+    assert bytes(command.output) == b"system Linux\n" and command.begun and bytes(command.errors) == b""
+    nothing = Channel()
+    refused = ssh_client.Command(nothing, time.monotonic() + 60, 60)
+    nothing.in_buffer.feed(b"\n\x1b[1mThis account is currently not available.\n\n")
+    nothing.closed = True
+    assert not refused.wait_for(lambda: False) and not refused.begun
+    assert refused.refusal() == "[1mThis account is currently not available."
+
+
+def test_nothing_that_comes_on_two_streams_at_once_goes_unnoticed() -> None:
+    """While one is being emptied something comes on the other: with paramiko's descriptor for both, what came next was not noticed."""
+    channel = Channel()
+    command = ssh_client.Command(channel, time.monotonic() + 60, 60)
+    rounds = 2000
+    turn = threading.Semaphore(0)
+
+    def talk() -> None:
+        for unused in range(rounds):
+            channel.in_buffer.feed(b"o")
+            channel.in_stderr_buffer.feed(b"e")
+            turn.acquire(timeout=60)
+
+    command._begun = [True, True]
+    talker = threading.Thread(target=talk)
+    talker.start()
+    for number in range(1, rounds + 1):
+        assert command.wait_for(lambda number=number: len(command.output) >= number and len(command.errors) >= number)
+        turn.release()
+    talker.join()
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("begun", [True, False])
+def test_output_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch, stream: int, begun: bool) -> None:
+    """What it prints, on either stream; and what a login shell says before it begins, of which the end counts."""
+    monkeypatch.setattr(ssh_client, "_MAXIMUM_OUTPUT", 1000)
+    channel = Channel()
+    command = ssh_client.Command(channel, time.monotonic() + 60, 60, begun=begun)
+    held: list[int] = []
+    keep = command._keep
+
+    def kept(stream: int, data: bytes) -> None:
+        keep(stream, data)
+        held.append(max(map(len, (command.output, command.errors, *command.preamble))))
+
+    command._keep = kept  # type: ignore[method-assign]
+    for number in range(50):
+        (channel.in_stderr_buffer if stream else channel.in_buffer).feed(b"%04d" % number * 100)
+        assert command.wait_for(lambda: True)
+    assert len(held) == 50 and max(held) == 1000, "nothing is held in between either"
+    expected = b"".join(b"%04d" % number * 100 for number in range(50))
+    if begun:
+        assert bytes((command.output, command.errors)[stream]) == expected[:1000]
+    else:
+        assert bytes(command.preamble[stream]) == expected[-1000:] and not command.output and not command.errors
+        (channel.in_stderr_buffer if stream else channel.in_buffer).feed(b"sojourn begins\n" + expected)
+        command._take()
+        assert bytes((command.output, command.errors)[stream]) == expected[:1000] and len(command.preamble[stream]) <= 1000
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_output_that_never_stops_coming(monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
+    """There is always something more to read: the time is up all the same, and what had come in time counts."""
+    monkeypatch.setattr(ssh_client, "_MAXIMUM_WAITING", 1 << 20)
+    channel = Channel()
+    asked = 0
+
+    def more(size: int) -> bytes:
+        nonlocal asked
+        asked += 1
+        assert asked < 1000, "it goes on without end"
+        return b"x" * size
+
+    ready, take = ("recv_stderr_ready", "recv_stderr") if stream else ("recv_ready", "recv")
+    setattr(channel, ready, lambda: True)
+    setattr(channel, take, more)
+    command = ssh_client.Command(channel, time.monotonic() - 1, 60, begun=True)
+    with pytest.raises(ssh_client.CommandTimeout):
+        command.wait_for(lambda: False)
+    assert asked == 17
+    late = Channel()
+    late.in_buffer.feed(b"x" * (1 << 20))
+    late.closed = True
+    assert not ssh_client.Command(late, time.monotonic() - 1, 60, begun=True).wait_for(lambda: False)
+
+
+def test_a_host_that_takes_a_byte_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time; all of them together have no more than the command has."""
+    channel = Channel()
+    now, limits = 1000.0, []
+
+    def send(data: bytes) -> int:
+        nonlocal now
+        now += 9
+        assert len(limits) < 100, "it goes on without end"
+        return 1
+
+    channel.send, channel.settimeout = send, limits.append  # type: ignore[attr-defined]
+    monkeypatch.setattr(ssh_client.time, "monotonic", lambda: now)
+    command = ssh_client.Command(channel, now + 60, 60)
+    with pytest.raises(ssh_client.CommandTimeout, match="took no input"):
+        command.write(bytes(1000))
+    assert limits == [60, 51, 42, 33, 24, 15, 6]
+    command = ssh_client.Command(channel, now + 60, 60)
+    channel.send = lambda data: min(len(data), 3)  # type: ignore[attr-defined]
+    command.write(bytes(1000))
+
+
 # The scripts
 
 SCRIPTS = {name: value for name, value in vars(way_in_ssh).items() if re.fullmatch(r"_[A-Z]+", name) and isinstance(value, str)}
@@ -245,6 +536,34 @@ def test_scripts_survive_any_login_shell() -> None:
     for name, script in SCRIPTS.items():
         assert "\n" not in script and "!" not in script, name
         assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0, name
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_terminal_that_is_as_none(shell: str) -> None:
+    """Bytes that a terminal would act upon go through as they are, the input has an end, and the streams are told apart."""
+    import pty
+
+    assert subprocess.run(["sh", "-n", "-c", way_in_ssh._AT_TERMINAL], check=False).returncode == 0 and "!" not in way_in_ssh._AT_TERMINAL
+    data = bytes(range(256)) * 40
+    ours, theirs = pty.openpty()
+    words = [*(["busybox", "sh"] if shell == "busybox" else [shell]), "-c", way_in_ssh._AT_TERMINAL, "sh", "token", str(len(data))]
+    process = subprocess.Popen([*words, "sh", "-c", "cat; echo broken >&2; exit 7"], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    said = b""
+    while b"token begins\n" not in said:
+        said += os.read(ours, 65536)
+    written = 0
+    os.set_blocking(ours, False)
+    while b"\ntoken ended 7\nbroken" not in said:
+        readable, writable, unused = select.select([ours], [ours] if written < len(data) else [], [], 60)
+        assert readable or writable
+        if writable:
+            written += os.write(ours, data[written:written + 512])
+        if readable:
+            said += os.read(ours, 65536)
+    assert process.wait(60) == 0
+    os.close(ours)
+    assert said == b"token begins\n" + data + b"\ntoken ended 7\nbroken"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -330,35 +649,68 @@ def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path, shell: str) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def agent() -> str:
+    """An agent's name that nobody else has: the scripts look at every process of the machine, and other tests run beside."""
+    return f"sojourn-{secrets.token_hex(6)}"
+
+
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_removing_script(tmp_path: Path, shell: str) -> None:
+def test_the_removing_script(tmp_path: Path, agent: str, shell: str) -> None:
     place = tmp_path / "with blank"
-    (place / "sojourn-000000000000" / "inner").mkdir(parents=True)
+    (place / agent / "inner").mkdir(parents=True)
     (place / "sojourn-000000000001").mkdir()
-    (place / "sojourn-000000000000" / "link").symlink_to(place / "sojourn-000000000001")
+    (place / agent / "link").symlink_to(place / "sojourn-000000000001")
 
     def remove(tenths: int) -> str:
-        done = sh(way_in_ssh._REMOVE, "sojourn-000000000000", str(tenths), str(place), str(tmp_path / "none"), shell=shell)
+        done = sh(way_in_ssh._REMOVE, agent, str(tenths), str(place), str(tmp_path / "none"), shell=shell)
         assert (done.returncode, done.stderr) == (0, "")
         assert [path.name for path in place.iterdir()] == ["sojourn-000000000001"]
         return done.stdout
 
     assert remove(0) == "told \n", "the folder was there, and nothing in it that tells more"
     assert remove(0) == ""
-    (place / "sojourn-000000000000").mkdir()
-    (place / "sojourn-000000000000/left.json").write_text(r'{"error": "a \u003c and a \\"}')
+    (place / agent).mkdir()
+    (place / agent / "left.json").write_text(r'{"error": "a \u003c and a \\"}')
     begin = time.monotonic()
     assert remove(6000) == 'told {"error": "a \\u003c and a \\\\"}\n'
     assert time.monotonic() - begin < 60, "who says that something is left has ended"
 
 
+@pytest.mark.parametrize("lists", [True, False], ids=["listed", "too many to be listed"])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_finding_script(tmp_path: Path, shell: str) -> None:
-    (tmp_path / "sojourn-000000000000").mkdir()
+def test_the_removing_script_ends_the_agents_processes(tmp_path: Path, agent: str, shell: str, lists: bool) -> None:
+    """And nobody else's, whatever the name of its executable has in it."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if not lists:  # as a shell has it where the arguments are more than the kernel takes
+        (programs / "ls").write_text("#!/bin/sh\nexit 126\n")
+        (programs / "ls").chmod(0o755)
+    places = [tmp_path / agent, tmp_path / f"other\n/proc/1/exe -> {agent}", tmp_path / f"{agent}1"]
+    sleeper, processes = shutil.which("sleep"), []
+    assert sleeper
+    for place in places:
+        place.mkdir(parents=True)
+        shutil.copy(sleeper, place / "agent")
+        processes.append(subprocess.Popen([place / "agent", "600"]))
+    try:
+        done = sh(way_in_ssh._REMOVE, agent, "0", str(tmp_path), shell=shell, PATH=f"{programs}:{os.environ['PATH']}")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "told \n", "")
+        assert processes[0].wait(20) == -15 and not places[0].exists()
+        assert [process.poll() for process in processes[1:]] == [None, None]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_finding_script(tmp_path: Path, agent: str, shell: str) -> None:
+    (tmp_path / agent).mkdir()
     (tmp_path / "sojourn-000000000001").touch()
     done = sh(way_in_ssh._FIND, str(tmp_path), str(tmp_path / "none"), shell=shell)
     lines = [line for line in done.stdout.splitlines() if line.startswith("folder")]
-    assert lines == [f"folder dead sojourn-000000000000 {tmp_path}/sojourn-000000000000"]
+    assert lines == [f"folder dead {agent} {tmp_path}/{agent}"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -1,7 +1,7 @@
 //go:build windows
 
-// powershell stands in for powershell.exe, which Wine doesn't have, for one caller alone: it knows, word for word, the scripts
-// that ansible.windows.win_reboot sends, and does what each would do. It is no PowerShell: whatever else it gets, it refuses.
+// powershell stands in for powershell.exe, which Wine doesn't have, for two callers alone: it knows, word for word, the scripts
+// that ansible.windows.win_reboot sends, and those of the way in by WinRM, and does what each would do. It is no PowerShell: whatever else it gets, it refuses.
 // Where a test wants to see what Ansible sends, it has it written down and answered: see recordings.
 //
 // What it cannot show: how long the real one takes to start, that it may fail while Windows starts or stops, its encodings and
@@ -44,7 +44,7 @@ var (
 	reboot = regexp.MustCompile(`^` + regexp.QuoteMeta(rebootBegins) + `/r /t (\d+) /c '((?:[^']|'')*)'` + regexp.QuoteMeta(rebootEnds) + `$`)
 	test   = regexp.MustCompile(`^` + regexp.QuoteMeta("Get-Item -LiteralPath "+key+" -ErrorAction Stop; ") + `'(success-[0-9a-f-]{36})'$`)
 
-	errUnknown = errors.New("the lab's powershell.exe knows only what win_reboot sends")
+	errUnknown = errors.New("the lab's powershell.exe knows only what win_reboot sends, and the way in by WinRM")
 )
 
 func main() {
@@ -77,6 +77,12 @@ func run(arguments []string) (int, error) {
 		result, err := shutdown("/a")
 		fmt.Print(result.Stdout)
 		return result.Code, err
+	}
+	if found := place.FindStringSubmatch(script); found != nil {
+		return placeAgent(found[1], found[2], found[3])
+	}
+	if found := start.FindStringSubmatch(script); found != nil {
+		return startAgent(found[1], found[2], found[3], found[4])
 	}
 	if found := reboot.FindStringSubmatch(script); found != nil {
 		result, err := shutdown("/r", "/t", found[1], "/c", strings.ReplaceAll(found[2], "''", "'"))

@@ -9,6 +9,7 @@
 //	exists NAME        "yes" or "no": whether there is a pipe of that name
 //	services           JSON: every service by its name: state, start type, path, account
 //	registry P|Q ...   JSON: every value below HKLM\P and HKLM\Q
+//	run JSON           a process, and its standard streams in frames: see run.go
 package main
 
 import (
@@ -69,6 +70,9 @@ func serve(client net.Conn) {
 	switch verb {
 	case "pipe":
 		forward(client, reader, rest)
+		return
+	case "run":
+		run(client, reader, rest)
 		return
 	case "exists":
 		fmt.Fprintln(client, exists(rest))

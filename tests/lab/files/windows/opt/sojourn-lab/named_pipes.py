@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import struct
+import time
 from pathlib import Path
 
 RESIDENT_PORT = 47000
@@ -22,6 +24,11 @@ SOCKETS = Path("/run/sojourn-lab/pipes")
 MESSAGES = {"svcctl"}
 ACCOUNTS = {"administrator", "operator", "reader", "root", "nobody"}
 ADMINISTRATORS = {"administrator"}
+
+# Of a socket: the bytes that its other end has not read yet (linux/sockios.h).
+SIOCOUTQ = 0x5411
+# How long smbd may take to read what a pipe that has ended still holds, and between two looks whether it has.
+READ_SECONDS, LOOK_SECONDS = 30, 0.02
 
 RPC_REQUEST, RPC_RESPONSE = 0, 2
 # The calls that hand out a first handle: ROpenSCManagerW and ROpenSCManagerA ([MS-SCMR] 3.1.4).
@@ -105,6 +112,7 @@ class Pipe:
         up = asyncio.create_task(self._up(reader, writer, far_writer, account in ADMINISTRATORS))
         try:
             await self._down(far_reader, writer)
+            await self._read_to_the_end(writer)
         finally:
             up.cancel()
             far_writer.close()
@@ -131,6 +139,20 @@ class Pipe:
                 return
             near.write(self._to_samba(data))
             await near.drain()
+
+    async def _read_to_the_end(self, near: asyncio.StreamWriter) -> None:
+        """Wait until smbd has what was written before the pipe's end, as Windows has it read still.
+
+        smbd throws away what it is reading when it sees the end of the socket in the same moment.
+        """
+        await near.drain()
+        queue = near.get_extra_info("socket").fileno()
+        deadline = time.monotonic() + READ_SECONDS
+        while not near.is_closing() and time.monotonic() < deadline:
+            unread = bool(near.transport.get_write_buffer_size()) or any(fcntl.ioctl(queue, SIOCOUTQ, bytes(4)))
+            await asyncio.sleep(LOOK_SECONDS)  # nothing tells of a queue that is empty; and smbd may be about to look once more
+            if not unread:
+                return
 
     async def _from_samba(self, reader: asyncio.StreamReader) -> bytes:
         if not self.messages:

@@ -1,0 +1,419 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``copy`` of ansible-core, whose plan for a folder is made as ever and then carried out for all of its files at once.
+
+Core's action asks what is at a file's place, sends it, and runs a module for it: for each file, one after the other. Here it is core's action too that
+decides all of that, by its own code, with three of its exchanges replaced:
+
+1. Its plan is gone through once for the names alone, and one run of our module looks at all of them.
+2. It is gone through again. What it asks about a file is answered from that, a file that it sends is appended to one bundle, and what it would run
+   on the target is noted down.
+3. The bundle is sent, and one run of our module does what was noted, by core's own modules: see plugins/modules/copy.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import typing as t
+import zlib
+
+import ansible.modules
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.module_utils.common.text.converters import to_bytes
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action.copy import ActionModule as CoreCopy
+
+MODULE = 'sojourn.deploy.copy'
+#: Core's modules that its action runs for a file, a folder or a link.
+CORE = ('copy', 'file')
+#: What they may import from ansible-core: what our module brings along.
+THERE = frozenset(f'ansible.module_utils.{name}' for name in ('basic', 'common.sentinel', 'common.text.converters'))
+#: Bytes. A file as large as this goes by itself: to append it to a bundle first would cost more than it saves.
+LARGE = 32 << 20
+#: Bytes after which a bundle is sent: what there has to be room for on both ends, beside the files.
+BUNDLE = 128 << 20
+_OURS = '_sojourn_number'
+
+
+class PlacementFailed(Exception):
+    """Something that was noted down has failed on the target; core's plan ends there."""
+
+    def __init__(self, result: dict[str, t.Any]) -> None:
+        super().__init__()
+        self.result = result
+
+
+class Request(t.NamedTuple):
+    """A run of a module, to be done on the target."""
+
+    module: str
+    arguments: dict[str, t.Any]
+    size: int | None
+    """Of the file that goes with it, the next one of the bundle."""
+    seen: str | None
+    """Whose content is to be kept until this is done, for a diff."""
+
+
+class Bundle:
+    """The files that are to be sent, one after the other in a file that only this user can read."""
+
+    def __init__(self) -> None:
+        descriptor, self.path = tempfile.mkstemp(dir=C.DEFAULT_LOCAL_TMP, prefix='sojourn-copy-')
+        self._file = os.fdopen(descriptor, 'wb')
+        self.size = 0
+
+    def add(self, path: str) -> tuple[int, str]:
+        """Appends a file; its bytes and their SHA-1. Raises OSError."""
+        size, sha1 = 0, hashlib.sha1(usedforsecurity=False)
+        with open(to_bytes(path, errors='surrogate_or_strict'), 'rb') as source:
+            while data := source.read(1 << 20):
+                self._file.write(data)
+                sha1.update(data)
+                size += len(data)
+        self.size += size
+        return size, sha1.hexdigest()
+
+    def whole(self) -> str:
+        """Its path, when all of it is in the file."""
+        self._file.flush()
+        return self.path
+
+    def clear(self) -> None:
+        """Empties it."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.size = 0
+
+    def close(self) -> None:
+        """Removes it."""
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+class PlainNames:
+    """Links to files whose names core's code cannot handle, since they are no UTF-8."""
+
+    def __init__(self) -> None:
+        self._folder: str | None = None
+        self._meant: dict[str, str] = {}
+
+    def plain(self, path: str) -> str:
+        """The path, or one that leads there."""
+        try:
+            path.encode()
+            return path
+        except UnicodeEncodeError:
+            pass
+        if self._folder is None:
+            self._folder = tempfile.mkdtemp(dir=C.DEFAULT_LOCAL_TMP, prefix='sojourn-copy-')
+        link = os.path.join(self._folder, str(len(self._meant)))
+        os.symlink(to_bytes(os.path.abspath(path), errors='surrogate_or_strict'), link)
+        self._meant[link] = path
+        return link
+
+    def meant(self, path: str) -> str:
+        """What such a path stands for, to be shown."""
+        return self._meant.get(path, path).encode('utf-8', 'replace').decode()
+
+    def close(self) -> None:
+        """Removes the links."""
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def pack(value: t.Any) -> str:
+    """For the module: short, and in no letter for Ansible to look at."""
+    return base64.b64encode(zlib.compress(json.dumps(value).encode('ascii'), 1)).decode('ascii')
+
+
+def unpack(text: str) -> t.Any:
+    """What the module packed."""
+    return json.loads(zlib.decompress(base64.b64decode(text)).decode('ascii'))
+
+
+def in_common(requests: list[Request]) -> tuple[dict[str, dict[str, t.Any]], list[tuple[str, dict[str, t.Any], int | None, str | None]]]:
+    """The parameters that all runs of a module have, by the module's name, and each run with what it has beside them."""
+    common: dict[str, dict[str, t.Any]] = {}
+    for request in requests:
+        known = common.setdefault(request.module, dict(request.arguments))
+        for name in [name for name, value in known.items() if name not in request.arguments or request.arguments[name] != value]:
+            del known[name]
+    return common, [
+        (request.module, {name: value for name, value in request.arguments.items() if name not in common[request.module]}, request.size, request.seen)
+        for request in requests]
+
+
+class ActionModule(CoreCopy):
+    """See this file's top. ``_stage`` says what is done with what core's code asks for: '' as ever; 'names', 'plan', 'diff' as below."""
+
+    _stage = ''
+    _vars: dict[str, t.Any]
+
+    def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """Ansible's entry."""
+        sources = self._sources() if self._is_folder() else None
+        if sources is None:
+            return super().run(tmp, task_vars)
+        self._vars = task_vars or {}
+        self._core_sources = sources
+        self._expanded: dict[str, str] = {}
+        self._names: list[tuple[str, str]] = []
+        with self._in('names'):
+            result = super().run(tmp, task_vars)
+        if result.get('failed'):
+            return result
+        if not self._look():
+            return super().run(None, task_vars)
+        self._requests: list[Request] = []
+        self._returned: dict[int, tuple[dict[str, t.Any], str | None, str | None]] = {}
+        self._placed, self._changed, self._last = 0, False, {}
+        self._sent: tuple[int, str, str] | None = None
+        self._seen: str | None = None
+        self._bundle, self._plain_names = Bundle(), PlainNames()
+        try:
+            try:
+                with self._in('plan'):
+                    result = super().run(None, task_vars)
+            except AnsibleError:
+                self._place()  # as core has it: what comes before what is wrong is done
+                raise
+            self._place()
+            if not result.get('failed'):
+                self._complete(result)
+                self._remove_tmp_path(self._connection._shell.tmpdir)
+        except PlacementFailed as failure:
+            # As core has it, with nothing of the folder in it; whether it has an invocation differs from version to version.
+            result = self._ensure_invocation(failure.result)
+        finally:
+            self._bundle.close()
+            self._plain_names.close()
+        return result
+
+    # Whether
+
+    def _is_folder(self) -> bool:
+        """Whether this is a folder of the controller, for a target on which there is Python."""
+        arguments = self._task.args
+        source = arguments.get('src')
+        if not source or not isinstance(source, str) or not isinstance(arguments.get('dest'), str) or arguments.get('content') is not None:
+            return False
+        if any(boolean(arguments.get(name, False), strict=False) for name in ('remote_src', 'raw')) or getattr(self._connection._shell, '_IS_WINDOWS', False):
+            return False
+        if type(self)._execute_module is not ActionModule._execute_module:
+            return False  # mitogen puts its own methods before these
+        try:
+            return os.path.isdir(to_bytes(self._find_needle('files', source), errors='surrogate_or_strict'))
+        except AnsibleError:
+            return False
+
+    def _sources(self) -> dict[str, str] | None:
+        """The source of core's modules; None where something else has taken the place of one, or it needs what our module has not brought."""
+        sources = {}
+        for name in CORE:
+            found = self._shared_loader_obj.module_loader.find_plugin_with_context(f'ansible.legacy.{name}', collection_list=self._task.collections)
+            if found.plugin_resolved_path != os.path.join(next(iter(ansible.modules.__path__)), f'{name}.py'):
+                return None
+            with open(found.plugin_resolved_path, encoding='utf-8') as file:
+                source = file.read()
+            if not THERE.issuperset(re.findall(r'^ *(?:from|import) +(ansible[\w.]*)', source, re.MULTILINE)):
+                return None
+            sources[name] = source
+        return sources
+
+    @contextlib.contextmanager
+    def _in(self, stage: str) -> t.Iterator[None]:
+        before, self._stage = self._stage, stage
+        try:
+            yield
+        finally:
+            self._stage = before
+
+    # What core's code calls
+
+    def _remote_expand_user(self, path: str, *args: t.Any, **kwargs: t.Any) -> str:
+        if not self._stage:
+            return super()._remote_expand_user(path, *args, **kwargs)
+        if path not in self._expanded:
+            self._expanded[path] = super()._remote_expand_user(path, *args, **kwargs)
+        return self._expanded[path]
+
+    def _copy_file(
+        self, source_full: str, source_rel: str, content: t.Any, content_tempfile: t.Any, dest: str, task_vars: t.Any, follow: bool,
+    ) -> dict[str, t.Any] | None:
+        if self._stage == 'names':
+            self._names.append((dest, source_rel))
+            self._follow = follow
+            return None
+        if self._stage == 'plan':
+            source_full = self._plain_names.plain(source_full)
+        ask = (source_full, source_rel, content, content_tempfile, dest, task_vars, follow)
+        if self._stage != 'plan':
+            return super()._copy_file(*ask)
+        with contextlib.suppress(OSError):  # core's code says what is wrong with it
+            if os.path.getsize(to_bytes(source_full, errors='surrogate_or_strict')) >= LARGE:
+                self._place()
+                with self._in(''):
+                    return super()._copy_file(*ask)
+        result = super()._copy_file(*ask)
+        self._sent = self._seen = None
+        if result and _OURS in result:
+            self._returned[result[_OURS]] = (result, source_full, self._connection._shell.join_path(dest, source_rel))
+        if self._bundle.size >= BUNDLE:
+            self._place()
+        return result
+
+    def _execute_remote_stat(self, path: str, all_vars: t.Any, follow: bool, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
+        entry = self._entries.get(path) if self._stage == 'plan' else None
+        if entry is None:
+            with self._in(''):
+                return super()._execute_remote_stat(path, all_vars, follow, *args, **kwargs)
+        if entry == 0:
+            return {'exists': False, 'checksum': '1'}
+        is_folder, link, sha1 = entry
+        # The link itself is asked about only where links are followed, to find out where it leads.
+        if link is None or follow:
+            return {'exists': True, 'isdir': is_folder, 'islnk': False, 'checksum': sha1}
+        return {'exists': True, 'isdir': False, 'islnk': True, 'lnk_source': link, 'checksum': ''}
+
+    def _get_diff_data(self, destination: str, source: str, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
+        # Core returns the diff of a folder's only file, and of one that fails.
+        if self._stage == 'plan' and len(self._names) > 1:
+            self._seen = destination
+            return {}
+        with self._in(''):
+            return super()._get_diff_data(destination, source, *args, **kwargs)
+
+    def _transfer_file(self, local_path: str, remote_path: str) -> t.Any:
+        if self._stage != 'plan':
+            return super()._transfer_file(local_path, remote_path)
+        try:
+            self._sent = (*self._bundle.add(local_path), local_path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise AnsibleActionFail(f'The controller has no room for the files on their way: {os.path.dirname(self._bundle.path)}') from error
+            raise AnsibleActionFail(f'{self._plain_names.meant(local_path)} cannot be read any more: {error.strerror}') from error
+        return remote_path
+
+    def _fixup_perms2(self, remote_paths: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        return remote_paths if self._stage == 'plan' else super()._fixup_perms2(remote_paths, *args, **kwargs)
+
+    def _remove_tmp_path(self, *args: t.Any, **kwargs: t.Any) -> None:
+        if not self._stage:
+            super()._remove_tmp_path(*args, **kwargs)
+
+    def _execute_module(self, module_name: t.Any = None, module_args: t.Any = None, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
+        if self._stage == 'diff':
+            return self._answers[module_name]
+        name = str(module_name or '').removeprefix('ansible.legacy.')
+        if not self._stage or name not in CORE:
+            return super()._execute_module(module_name, module_args, *args, **kwargs)
+        if self._stage == 'names':
+            return {'changed': False}
+        size = None
+        if name == 'copy' and self._sent:
+            size, sha1, path = self._sent
+            if not self._task.args.get('checksum') and module_args['checksum'] != sha1:
+                raise AnsibleActionFail(f'{self._plain_names.meant(path)} changed while it was being copied.')
+        number = self._placed + len(self._requests)
+        result = {'changed': False, _OURS: number}
+        self._requests.append(Request(name, dict(module_args), size, self._seen if name == 'copy' else None))
+        self._returned[number] = (result, None, None)
+        return result
+
+    # What is done at once
+
+    def _look(self) -> bool:
+        """Looks at all files on the target. Whether it could: what is wrong there, core's own action says."""
+        self._entries: dict[str, t.Any] = {}
+        if not self._names:
+            return True
+        dest = self._names[0][0]
+        plan = {
+            'dest': dest, 'names': [name for _dest, name in self._names], 'follow': self._follow,
+            'checksum': boolean(self._task.args.get('force', 'yes'), strict=False)}
+        answer = self._ours(plan)
+        if answer.get('failed') or 'seen' not in answer:
+            return False
+        seen = unpack(answer['seen'])
+        if seen['one_file_twice']:
+            return False
+        join = self._connection._shell.join_path
+        self._entries = {join(dest, name): entry for (_dest, name), entry in zip(self._names, seen['entries'], strict=True)}
+        return True
+
+    def _place(self) -> None:
+        """Sends what is in the bundle, and has done what was noted. Raises PlacementFailed."""
+        if not self._requests:
+            return
+        remote = None
+        with self._in(''):
+            if any(request.size is not None for request in self._requests):
+                remote = self._connection._shell.join_path(self._connection._shell.tmpdir, 'contents')
+                self._transfer_file(self._bundle.whole(), remote)
+                self._fixup_perms2((self._connection._shell.tmpdir, remote), execute=False)
+            common, requests = in_common(self._requests)
+            answer = self._ours({
+                'sources': self._core_sources, 'common': common, 'requests': requests, 'contents': remote, 'diff_limit': C.MAX_FILE_SIZE_FOR_DIFF,
+                'last': len(self._names) == 1})
+        all_of_it = answer.pop('all_of_it', None)
+        if all_of_it is None:
+            raise PlacementFailed(dict(answer, failed=True))
+        self._last = answer
+        self._changed = self._changed or all_of_it['changed']
+        if all_of_it['failed_at'] is not None:
+            raise PlacementFailed(self._failed(self._placed + all_of_it['failed_at'], all_of_it['before']))
+        self._placed += len(self._requests)
+        self._requests = []
+        self._bundle.clear()
+
+    def _ours(self, plan: dict[str, t.Any]) -> dict[str, t.Any]:
+        with self._in(''):
+            return self._execute_module(module_name=MODULE, module_args={'dest': self._task.args['dest'], '_plan': pack(plan)}, task_vars=self._vars)
+
+    def _complete(self, result: dict[str, t.Any]) -> None:
+        """Puts into the result what came of it."""
+        number = result.pop(_OURS, None)
+        if number is None:
+            result['changed'] = bool(result.get('changed')) or self._changed
+            return
+        # A folder with a single file: core returns what the last module returned.
+        result.update(self._with_checksum(result))
+        if 'path' in result and 'dest' not in result:
+            result['dest'] = result['path']
+
+    def _with_checksum(self, planned: dict[str, t.Any]) -> dict[str, t.Any]:
+        last = dict(self._last)
+        if planned.get('checksum') and not last.get('checksum'):
+            last['checksum'] = planned['checksum']
+        return last
+
+    def _failed(self, number: int, before: dict[str, t.Any] | None) -> dict[str, t.Any]:
+        """The result of the one that failed, as core has it."""
+        planned, source, dest = self._returned[number]
+        result = {**planned, **self._with_checksum(planned)}
+        del result[_OURS]
+        if before and source and dest and self._task.diff and result.get('diff') == [{}]:
+            result['diff'] = [self._diff_of(source, dest, before)]
+        return result
+
+    def _diff_of(self, source: str, dest: str, before: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Core's diff for a file, from what the module had kept."""
+        self._answers = {
+            'ansible.legacy.file': before['peeked'],
+            'ansible.legacy.slurp': {'content': before['content'], 'encoding': 'base64'} if before['content'] is not None else {'failed': True}}
+        real = self._loader.get_real_file(source, decrypt=boolean(self._task.args.get('decrypt', True), strict=False))
+        with self._in('diff'):
+            diff = super()._get_diff_data(dest, real, self._vars)
+        self._loader.cleanup_tmp_file(real)
+        return diff

@@ -1,0 +1,210 @@
+# Copyright (c) 2026 The sojourn.deploy authors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What of a module an agent has not got yet.
+
+Ansible packs a module and all that it imports into a zip, which its program has in base64. An agent keeps such archives. Of one that it has kept nothing
+needs to be sent; of another most files are those of earlier ones, since modules import the same: then what is new is sent, and where the rest is.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import collections
+import hashlib
+import io
+import struct
+import threading
+import typing as t
+import zipfile
+
+#: Begins a zip in base64, as Ansible writes it into a module's program; and how long it is where it is worth the trouble.
+MARK = b"'UEsDB"
+LEAST = 4096
+#: Bytes that are sent rather than looked up: to say where they are takes as many.
+LEAST_PART = 96
+#: What the agent takes: characters of base64 (MaximumArchive in agent/internal/process/process.go), bytes before them, and parts
+#: (agent/internal/deploy/archive.go).
+MAXIMUM = 1 << 20
+MAXIMUM_BEFORE = 1 << 20
+MAXIMUM_PARTS = 4096
+#: Archives of which is remembered where their files are, for all agents; some 20 kB each.
+LAYOUTS = 64
+#: Of these, how many of the last that one agent got are looked through. It keeps 32, those that were used last.
+SOURCES = 16
+
+#: The fixed part of a file's header within a zip, and where in it the lengths of name and extra field are: APPNOTE.TXT 6.3.10, 4.3.7.
+_HEADER_BYTES = 30
+_LENGTHS_AT = 26
+
+
+class File(t.NamedTuple):
+    """A file within a zip: where its header, its content and its end are, and the SHA-256 of header with content, and of the content."""
+
+    start: int
+    content: int
+    end: int
+    whole: bytes
+    inner: bytes
+
+
+def find(program: bytes) -> slice | None:
+    """Where in a module's program its archive is; None: it has none, or not just one."""
+    start = program.find(MARK) + 1
+    stop = program.find(b"'", start)
+    if not start or stop - start < LEAST or program.find(MARK, stop) >= 0:
+        return None
+    return slice(start, stop)
+
+
+class _Layout(t.NamedTuple):
+    """Files of an archive in their order, and where they are, by SHA-256 of header with content, and of the content."""
+
+    files: list[File]
+    places: dict[bytes, int]
+
+
+class Order(t.NamedTuple):
+    """What Execute gets for a module beside all else: Input, and of its archive what the agent has not kept."""
+
+    checksum: str
+    text: bytes
+    arguments: dict[str, t.Any]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is left out."""
+        return 'Archive' not in self.arguments
+
+
+class Archives:
+    """What one agent has kept, as far as is known. Thread-safe."""
+
+    def __init__(self) -> None:
+        #: By SHA-256 of their text: whether they are there. One that was not, although the agent had taken it, is not left out again.
+        self._kept: dict[str, bool] = {}
+        #: The last that it got.
+        self._sources: collections.deque[str] = collections.deque(maxlen=SOURCES)
+        self._lock = threading.Lock()
+
+    def order(self, program: bytes, archive: slice) -> Order:
+        """For a module's program, with its archive as ``find`` has found it."""
+        text = program[archive]
+        checksum = hashlib.sha256(text).hexdigest()
+        with self._lock:
+            kept, sources = self._kept.get(checksum), tuple(self._sources)
+        made = ('', b'') if kept else None if kept is False or archive.start > MAXIMUM_BEFORE else _parts(checksum, text, sources)
+        if made is None:
+            return Order(checksum, text, {'Input': program})
+        parts, new = made
+        return Order(checksum, text, {
+            'Input': b''.join((program[:archive.start], new, program[archive.stop:])), 'Archive': checksum, 'ArchiveOffset': archive.start,
+            'ArchiveParts': parts or None})
+
+    def sent(self, order: Order) -> None:
+        """The agent has taken it, and keeps its archive from now on."""
+        with self._lock:
+            if order.checksum not in self._kept:
+                self._kept[order.checksum] = True
+                self._sources.append(order.checksum)
+
+    def lost(self, order: Order) -> None:
+        """The agent has not kept what it was thought to have: this archive, which is not left out again then, or one that parts of it are in."""
+        with self._lock:
+            self._sources.clear()
+            if order.checksum in self._kept:
+                self._kept[order.checksum] = False
+
+
+def _parts(checksum: str, text: bytes, sources: t.Sequence[str]) -> tuple[str, bytes] | None:
+    """An archive as Execute's ArchiveParts, and the bytes of it that have to be sent; None: it has to go as it is."""
+    data, layout = _read(checksum, text)
+    if not layout.files:
+        return None
+    with _layouts_lock:
+        known = [(source, _layouts[source].places) for source in reversed(sources) if source in _layouts]
+    parts, new, at = _Parts(), [], 0
+    for file in layout.files:
+        for digest, begin in ((file.whole, file.start), (file.inner, file.content)):
+            place = next(((source, places[digest]) for source, places in known if digest in places), None) if file.end - begin >= LEAST_PART else None
+            if place is not None:
+                new.append(data[at:begin])
+                parts.add(begin - at)
+                parts.add(file.end - begin, *place)
+                at = file.end
+                break
+    new.append(data[at:])
+    parts.add(len(data) - at)
+    return (parts.text(), b''.join(new)) if len(parts) <= MAXIMUM_PARTS else None
+
+
+class _Parts:
+    """The parts of an archive, one after the other; neighbours that are neighbours where they come from become one."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, str, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, size: int, archive: str = '', offset: int = 0) -> None:
+        if not size:
+            return
+        if self._all:
+            before, of, at = self._all[-1]
+            if of == archive and (not archive or at + before == offset):
+                self._all[-1] = before + size, of, at
+                return
+        self._all.append((size, archive, offset))
+
+    def text(self) -> str:
+        return ' '.join(f'{size}:{archive}:{offset}' if archive else str(size) for size, archive, offset in self._all)
+
+
+_layouts: collections.OrderedDict[str, _Layout] = collections.OrderedDict()
+_layouts_lock = threading.Lock()
+_NONE = _Layout([], {})
+
+
+def _read(checksum: str, text: bytes) -> tuple[bytes, _Layout]:
+    """An archive's bytes and its layout; without files: it is not laid out as zips of Ansible are."""
+    if len(text) > MAXIMUM:
+        return b'', _NONE
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return b'', _NONE
+    if base64.b64encode(data) != text:  # the agent makes the text from the bytes
+        return b'', _NONE
+    with _layouts_lock:
+        layout = _layouts.get(checksum)
+        if layout is not None:
+            _layouts.move_to_end(checksum)
+            return data, layout
+    try:
+        files = list(_files(data))
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError):
+        files = []
+    layout = _Layout(files, {digest: at for file in files for digest, at in ((file.whole, file.start), (file.inner, file.content))})
+    with _layouts_lock:
+        _layouts[checksum] = layout
+        while len(_layouts) > LAYOUTS:
+            _layouts.popitem(last=False)
+    return data, layout
+
+
+def _files(data: bytes) -> t.Iterator[File]:
+    """Raises BadZipFile, struct.error, ValueError where it is none, or its files overlap."""
+    view, at = memoryview(data), 0
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+    for entry in entries:
+        start = entry.header_offset
+        name, extra = struct.unpack_from('<HH', data, start + _LENGTHS_AT)
+        content = start + _HEADER_BYTES + name + extra
+        end = content + entry.compress_size
+        if start < at or end > len(data):
+            raise ValueError('not one after the other')
+        yield File(start, content, end, hashlib.sha256(view[start:end]).digest(), hashlib.sha256(view[content:end]).digest())
+        at = end

@@ -1,0 +1,281 @@
+"""`sojourn.deploy.copy` beside `ansible.builtin.copy`: the same tasks, each to a place of its own, come to the same trees and the same results."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import FAMILIES, Controller
+from tests.integration.controllers import NEWEST, OLDEST, Other
+from tests.integration.playing import Played, play
+from tests.lab import Lab
+from tests.lab.commands import run
+
+ACTIONS = {"core": "ansible.builtin.copy", "ours": "sojourn.deploy.copy"}
+AT = "/var/tmp/copies"
+# Ansible's own folder for modules; it makes it over any connection, for whomever a task becomes, and keeps it.
+ALWAYS_LEFT = ("files: /root/.ansible*", "files: /home/*/.ansible*")
+VAULT = "a password of no worth"
+
+# What is at a place before: files are old, and of somebody else's mode.
+DIFFERENT = """
+mkdir -p "$1/deep/er" && echo other >"$1/one.txt" && echo other >"$1/deep/er/two.sh" && printf 'a line\\n' >"$1/same.txt"
+chmod 600 "$1/one.txt" && chown deployer "$1/one.txt" && chmod 710 "$1/deep" && find "$1" -exec touch -h -d 2001-01-01 {} +
+"""
+LINKS = 'mkdir "$1" && echo other >"$1.beside" && ln -s "$1.beside" "$1/one.txt" && ln -s nowhere "$1/zero"'
+
+# A tree's lines: what it is, mode, owner, group, size, SHA-1, where a link leads, whether it is old; a backup's name has the time in it.
+LIST = r"""
+import hashlib, os, re, stat, sys
+for top in sorted(os.listdir(b"%(at)s")):
+    top = os.path.join(b"%(at)s", top)
+    for path in sorted([top] + [os.path.join(folder, name) for folder, folders, files in os.walk(top) for name in folders + files]):
+        found = os.lstat(path)
+        words = [oct(found.st_mode), found.st_uid, found.st_gid, "old" if found.st_mtime < 1500000000 else "new", found.st_nlink]
+        if stat.S_ISREG(found.st_mode):
+            words += [found.st_size, hashlib.sha1(open(path, "rb").read()).hexdigest()]
+        if stat.S_ISLNK(found.st_mode):
+            words += [os.readlink(path)]
+        print(ascii(re.sub(rb"\.\d+\.\d{4}-\d\d-\d\d@\d\d:\d\d:\d\d~", b".BACKUP~", path)), *words)
+""".replace("%(at)s", AT)
+
+
+def step(src: str, dest: str = "", keywords: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """A task that copies; both words are what follows the folder of the case."""
+    return {"options": {"src": src, "dest": dest, **options}, "keywords": keywords or {}}
+
+
+# By name: what is done before, then the tasks, one after the other to the same place. `src` is beside the play, `dest` below the place.
+CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "a second time": ("", [step("tree"), step("tree")]),
+    "what is in it": ("", [step("tree/", "/there/"), step("tree/", "/there")]),
+    "modes": ("", [step("few/", mode="0640", directory_mode="0750", owner="deployer", group="deployer"), step("few/", mode="0604", directory_mode="0705")]),
+    "modes of many": (DIFFERENT, [step("few/", mode="0640", directory_mode="0750", owner="deployer")]),
+    "symbolic modes": (DIFFERENT, [step("few/", mode="u=rwX,g=r,o=", directory_mode="u=rwx,g=rx,o=")]),
+    "modes of the source": ("", [step("tree/", mode="preserve"), step("tree/", mode="preserve")]),
+    "links as they are": ("", [step("tree/", local_follow=False), step("tree/", local_follow=False)]),
+    "links as they are, modes": ("", [step("few", local_follow=False, mode="preserve", owner="deployer")]),
+    "different": (DIFFERENT, [step("few/")]),
+    "only what is missing": (DIFFERENT, [step("few/", force=False, directory_mode="0711"), step("few/", force=False)]),
+    "backup": (DIFFERENT, [step("few/", backup=True)]),
+    "in place": (DIFFERENT, [step("few/", unsafe_writes=True)]),
+    "validated": ("", [step("few/", validate="test -e %s", mode="0600")]),
+    "not valid": (DIFFERENT, [step("few/", validate="grep -q line %s", keywords={"diff": True})]),
+    "no place to validate": ("", [step("few/", validate="true")]),
+    "no such user": (DIFFERENT, [step("flat/", owner="nosuchuser", keywords={"diff": True})]),
+    "no such mode": ("", [step("few/", mode="nonsense")]),
+    "check, nothing there": ("", [step("few", keywords={"check_mode": True})]),
+    "check, different": (DIFFERENT, [step("few/", mode="0640", keywords={"check_mode": True, "diff": True})]),
+    "diff": (DIFFERENT, [step("few/", keywords={"diff": True})]),
+    "diff of one": ("", [step("single/", keywords={"diff": True}), step("single/", mode="0600", keywords={"diff": True})]),
+    "one file among folders and links": ("", [step("almost/", local_follow=False), step("almost/", local_follow=False)]),
+    "nothing in it": ("", [step("empty"), step("folders"), step("folders/")]),
+    "following": (LINKS, [step("flat/", follow=True), step("flat/", follow=True, mode="0640")]),
+    "not following": (LINKS, [step("flat/")]),
+    "a file in the way": ('mkdir "$1" && touch "$1/deep"', [step("few/")]),
+    "a folder in the way": ('mkdir -p "$1/one.txt"', [step("flat/")]),
+    "a folder in the place of a link": ('mkdir -p "$1/link"', [step("tree/", local_follow=False)]),
+    "a link to a folder": ('mkdir "$1.beside" && ln -s "$1.beside" "$1"', [step("few/")]),
+    "two names for one file": ('mkdir -p "$1/deep/er" && ln -s deep/er "$1/a" && touch "$1/deep/er/two.sh"', [step("twice/", local_follow=False)]),
+    "a wrong checksum": ("", [step("flat/", checksum="0" * 40)]),
+    "encrypted": ("", [step("secret/", mode="0600"), step("secret/", mode="0600"), step("secret/", "/as-it-is", decrypt=False)]),
+    "no rights": ('mkdir "$1" && chmod 700 "$1"', [step("few/", keywords={"become": True, "become_user": "deployer"})]),
+    "another user": ('mkdir "$1" && chown deployer "$1"', [step("few/", mode="0640", keywords={"become": True, "become_user": "deployer"})]),
+    "home": ("", [step("flat/", dest="~deployer/COPY"), step("flat/", dest="$HOME/COPY")]),
+    "a file": ("", [step("flat/one.txt", keywords={"diff": True})]),
+    "there already": ('mkdir "$1" && echo x >"$1/x"', [step("DEST", "-copy", remote_src=True)]),
+    "no source": ("", [step("missing/")]),
+    "no such option": ("", [step("flat/", colour="red")]),
+}  # fmt: skip
+# What the target's own user without rights signs in for.
+SIGNED_IN = {"as a user": ("", [step("tree/", mode="0640")])}
+# Over Ansible's own ssh this takes a second a file.
+FEW = ("modes of many", "not valid")
+
+
+def sources(folder: Path) -> None:
+    """What is copied: names and contents of many kinds."""
+    tree = folder / "tree"
+    for name in ("deep/er", "hollow/inside"):
+        (tree / name).mkdir(parents=True)
+    script = "#!/bin/sh\n# a line\n"
+    for name, text in {"one.txt": "a line\n", "zero": "", "größe.txt": "a line\n", "-dash": "a line\n", "new\nline": "a line\n",
+                       "deep/er/two.sh": script}.items():  # fmt: skip
+        (tree / name).write_text(text)
+    (tree / "deep/er/two.sh").chmod(0o750)
+    (folder / "outside").write_text("a line\n")
+    for name, leads in {"link": "one.txt", "broken": "nowhere", "out": str(folder / "outside"), "to-folder": "deep", "deep/circle": ".."}.items():
+        (tree / name).symlink_to(leads)
+    for name, text in {"flat/one.txt": "a line\n", "flat/zero": "", "single/one.txt": "a line\n", "almost/deep/one.txt": "a line\n",
+                       "few/one.txt": "a line\n", "few/same.txt": "a line\n", "few/zero": "", "few/deep/er/two.sh": script,
+                       "twice/a/two.sh": "one\n", "twice/deep/er/two.sh": "", "secret/plain": "a line\n"}.items():  # fmt: skip
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "almost/link").symlink_to("deep")
+    (folder / "few/link").symlink_to("one.txt")
+    for name in ("empty", "folders/one/two", "folders/three", "few/hollow"):
+        (folder / name).mkdir(parents=True)
+    from ansible.constants import DEFAULT_VAULT_IDENTITY
+    from ansible.parsing.vault import VaultLib, VaultSecret
+
+    (folder / "secret/sealed").write_bytes(VaultLib([(DEFAULT_VAULT_IDENTITY, VaultSecret(VAULT.encode()))]).encrypt("a hidden line\n"))
+    (folder / "vault-password").write_text(VAULT)
+
+
+def place(number: int, action: str) -> str:
+    """Where a case's tasks copy to."""
+    return f"{AT}/{number}-{action}"
+
+
+def tasks_of(cases: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Both actions, one after the other."""
+    tasks: list[dict[str, Any]] = [{"name": "room", "ansible.builtin.raw": f"rm -rf {AT}; mkdir -m 755 {AT}"}]
+    before = "".join(
+        f"set -- {place(number, action)}\n{script}\n" for number, (script, _steps) in enumerate(cases.values()) for action in ACTIONS if script)
+    tasks.append({"name": "before", "ansible.builtin.shell": f"set -e\n{before}", "no_log": False})
+    for number, (name, (_script, steps)) in enumerate(cases.items()):
+        for position, one in enumerate(steps):
+            for action, module in ACTIONS.items():
+                here = place(number, action)
+                options = dict(one["options"])
+                dest = options["dest"]
+                options["dest"] = dest.replace("COPY", os.path.basename(here)) if dest.startswith(("~", "$")) else here + dest
+                options["src"] = here if options["src"] == "DEST" else f"{folder}/{options['src']}"
+                tasks.append({"name": f"{name} {position} {action}", module: options, "ignore_errors": True, **one["keywords"]})
+    tasks.append({"name": "homes", "ansible.builtin.shell": f"for home in /root /home/deployer; do for copy in $home/*-core $home/*-ours; do "
+                  f"test ! -e $copy || mv $copy {AT}/$(basename $copy)$(echo $home | tr / .); done; done"})  # fmt: skip
+    tasks.append({"name": "list", "ansible.builtin.command": {"argv": ["/usr/bin/python3", "-c", LIST]}})
+    tasks.append({"name": "clean", "ansible.builtin.raw": f"rm -rf {AT}"})
+    return tasks
+
+
+def alike(value: Any) -> Any:
+    """A result without what must differ: the place, times, names of temporary folders, and where in which file something was raised."""
+    text = json.dumps(value, sort_keys=True)
+    text = re.sub(r"\b(\d+)-(core|ours)\b", r"\1-X", text)
+    text = re.sub(r"/[\w./]*/ansible-(module)?tmp-[\w.-]+", "TMP", text)
+    text = re.sub(r"\.\d+\.\d{4}-\d\d-\d\d@\d\d:\d\d:\d\d~", ".BACKUP~", text)
+    text = text.replace(*ACTIONS.values())
+    data = json.loads(text)
+    data.pop("exception", None)
+    # Whoever is the first to become a user is told that the user's folder for modules was not there.
+    warnings = [warning for warning in data.pop("warnings", []) if not warning.startswith("Module remote_tmp ")]
+    return {**data, **({"warnings": warnings} if warnings else {})}
+
+
+def compare(played: Played, cases: dict[str, Any]) -> None:
+    """Results and trees; all that is not equal is told."""
+    wrong = []
+    seen = 0
+    for name, (_script, steps) in cases.items():
+        for position in range(len(steps)):
+            core, ours = (alike(played["linux1", f"{name} {position} {action}"]) for action in ACTIONS)
+            seen += 1
+            if core != ours:
+                wrong.append(f"{name} {position}:\n  core {json.dumps(core)}\n  ours {json.dumps(ours)}")
+    lines = played["linux1", "list"]["stdout"].splitlines()
+    trees = {action: [re.sub(rf"(\d+)-{action}\b", r"\1-X", line) for line in lines if re.search(rf"/\d+-{action}\b", line.split()[0])] for action in ACTIONS}
+    assert seen and len(trees["core"]) > 5 * min(len(cases), 3)
+    wrong += [f"the trees: {line!r} of {'core' if line in trees['core'] else 'ours'} alone" for line in sorted({*trees["core"]} ^ {*trees["ours"]})]
+    assert not wrong, "\n".join(wrong)
+    assert trees["core"] == trees["ours"]
+
+
+@pytest.fixture
+def sources_here(tmp_path: Path) -> Path:
+    """What is copied, in a folder of the controller."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    sources(folder)
+    return folder
+
+
+def both(controller: Controller, tmp_path: Path, folder: Path, cases: dict[str, Any], *words: str, **more: Any) -> None:
+    played = play(controller, tmp_path, tasks_of(cases, folder), "--vault-password-file", str(folder / "vault-password"), *words, **more).well()
+    compare(played, cases)
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT)
+@pytest.mark.xdist_group("controllers")
+@pytest.mark.parametrize("other", [None, OLDEST, NEWEST], ids=["installed", "oldest", "newest"])
+def test_the_same_as_ansible_core(controller: Controller, other: Other | None, sources_here: Path, tmp_path: Path) -> None:
+    both(controller, tmp_path, sources_here, CASES, environment={**other.environment(), "ANSIBLE_HOME": f"{tmp_path}/home"} if other else None)
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_for_who_becomes_root(controller: Controller, lab: Lab, family: str, sources_here: Path, tmp_path: Path) -> None:
+    password = lab.target("linux1").password("deployer")
+    (tmp_path / "login.json").write_text(json.dumps({"ansible_user": "deployer", "ansible_password": password, "ansible_become_password": password}))
+    cases = {name: CASES[name] for name in FEW} | SIGNED_IN
+    both(controller, tmp_path, sources_here, cases, "-e", f"@{tmp_path}/login.json", family=family, become=True)
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT)
+@pytest.mark.parametrize("other", [OLDEST, NEWEST], ids=str)
+@pytest.mark.xdist_group("controllers")
+def test_names_that_ansible_core_refuses(controller: Controller, lab: Lab, other: Other, tmp_path: Path) -> None:
+    """By plain `copy`, in a play that names the collection: so this shows whose that is, too."""
+    names = sorted([b"\xff no UTF-8", b"$NO_SUCH_VARIABLE", b"~root", b"{{ 1 + 1 }}", b"-\n", b"deep \xff/\xfe"])
+    for name in names:
+        path = os.fsencode(tmp_path) + b"/tree/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(name)
+    task = {"copy": {"src": f"{tmp_path}/tree/", "dest": f"{AT}/names", "mode": "0600"}}
+    read = "import os; paths = [os.path.join(folder, name) for folder, _folders, names in os.walk(b'.') for name in names]; " \
+           "print([(path, open(path, 'rb').read()) for path in paths])"  # fmt: skip
+    played = play(controller, tmp_path, [
+        {"name": "copy", **task}, {"name": "again", **task},
+        {"name": "read", "ansible.builtin.command": {"argv": ["/usr/bin/python3", "-c", read], "chdir": f"{AT}/names"}},
+        {"name": "clean", "ansible.builtin.raw": f"rm -rf {AT}"}],
+        environment={**other.environment(), "ANSIBLE_HOME": f"{tmp_path}/home"}, collections=["sojourn.deploy"]).well()
+    assert sorted(ast.literal_eval(played["linux1", "read"]["stdout"])) == sorted((b"./" + name, name) for name in names)
+    assert [played["linux1", name]["changed"] for name in ("copy", "again")] == [True, False]
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT)
+def test_large_files_and_more_than_a_bundle(controller: Controller, tmp_path: Path) -> None:
+    """One that goes by itself, and the others in two bundles."""
+    (tmp_path / "tree/deep").mkdir(parents=True)
+    sizes = {"a": 30, "b": 30, "c": 33, "d": 30, "deep/e": 30, "deep/f": 30, "deep/g": 0}
+    for name, megabytes in sizes.items():
+        with open(tmp_path / "tree" / name, "wb") as file:
+            file.write(name.encode() * (megabytes << 20))
+            file.truncate(megabytes << 20)
+    task = {"sojourn.deploy.copy": {"src": f"{tmp_path}/tree/", "dest": f"{AT}/large", "mode": "0600"}}
+    played = play(controller, tmp_path, [
+        {"name": "copy", **task}, {"name": "again", **task},
+        {"name": "read", "ansible.builtin.shell": f"cd {AT}/large && find . -type f | sort | xargs sha1sum"},
+        {"name": "clean", "ansible.builtin.raw": f"rm -rf {AT}"}]).well()
+    assert played["linux1", "read"]["stdout"].splitlines() == [
+        f"{hashlib.sha1((tmp_path / 'tree' / name).read_bytes()).hexdigest()}  ./{name}" for name in sorted(sizes)]
+    assert [played["linux1", name]["changed"] for name in ("copy", "again")] == [True, False]
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT, "files: /root/.ssh")
+def test_the_same_over_ansibles_own_ssh(controller: Controller, lab: Lab, sources_here: Path, tmp_path: Path) -> None:
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"])
+    linux = lab.target("linux1")
+    linux.exec(["sh", "-c", "umask 077; mkdir -p /root/.ssh; cat > /root/.ssh/authorized_keys"], input=(tmp_path / "key.pub").read_text())
+    sockets = Path(tempfile.mkdtemp(prefix="sojourn-ssh-"))  # short, for what is in it
+    options = f"-o UserKnownHostsFile={lab.known_hosts} -o ControlMaster=auto -o ControlPersist=60 -o ControlPath={sockets}/ssh"
+    variables = {
+        "ansible_connection": "ansible.builtin.ssh", "ansible_ssh_private_key_file": str(tmp_path / "key"), "ansible_password": None,
+        "ansible_ssh_args": options, "ansible_pipelining": True}
+    try:
+        both(controller, tmp_path, sources_here, {name: CASES[name] for name in FEW}, "-e", json.dumps(variables))
+    finally:
+        subprocess.run(["ssh", "-o", f"ControlPath={sockets}/ssh", "-O", "exit", "there"], capture_output=True)
+        shutil.rmtree(sockets)
+        linux.exec(["rm", "/root/.ssh/authorized_keys"])

@@ -1,0 +1,200 @@
+"""The copying of folders without a target: what is asked for, what is sent, what is placed. That it comes to the same as ansible-core's is for the lab."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ansible.modules
+import pytest
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail
+
+from ansible_collections.sojourn.deploy.plugins.action import copy as action
+from ansible_collections.sojourn.deploy.plugins.modules import copy as module
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(C, "DEFAULT_LOCAL_TMP", str(tmp_path))
+    bundle = action.Bundle()
+    yield bundle
+    bundle.close()
+    assert not os.path.exists(bundle.path)
+
+
+def core() -> dict[str, str]:
+    return {name: (Path(next(iter(ansible.modules.__path__))) / f"{name}.py").read_text() for name in action.CORE}
+
+
+PROGRAM = """
+import sys
+from ansible.module_utils import basic
+from ansible_collections.sojourn.deploy.plugins.modules import copy
+basic._ANSIBLE_ARGS = sys.stdin.buffer.read()
+basic._ANSIBLE_PROFILE = "legacy"
+copy.main()
+"""
+
+
+def run(plan: dict[str, Any] | None, **internals: Any) -> dict[str, Any]:
+    """Runs the module, in a process of its own."""
+    arguments = {"dest": "/unused", **({"_plan": action.pack(plan)} if plan else {}), **internals}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert done.stdout, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def plan_of(requests: list[action.Request], contents: str | None = None) -> dict[str, Any]:
+    common, own = action.in_common(requests)
+    return {"sources": core(), "common": common, "requests": own, "contents": contents, "diff_limit": 1000, "last": True}
+
+
+def copied(name: str, dest: Path, size: int, seen: str | None = None, **more: Any) -> action.Request:
+    return action.Request("copy", {"src": "/x/.source.txt", "dest": f"{dest}/", "_original_basename": name, **more}, size, seen)
+
+
+def test_the_installed_ansible_core_is_one_whose_modules_can_be_run() -> None:
+    loader = SimpleNamespace(find_plugin_with_context=lambda name, **unused: SimpleNamespace(
+        plugin_resolved_path=str(Path(next(iter(ansible.modules.__path__))) / f"{name.rpartition('.')[2]}.py")))
+    own = SimpleNamespace(_shared_loader_obj=SimpleNamespace(module_loader=loader), _task=SimpleNamespace(collections=None))
+    assert action.ActionModule._sources(own) == core()
+    loader.find_plugin_with_context = lambda name, **unused: SimpleNamespace(plugin_resolved_path="/home/me/library/copy.py")
+    assert action.ActionModule._sources(own) is None
+
+
+def test_parameters_in_common_are_sent_once() -> None:
+    requests = [
+        action.Request("copy", {"mode": "0600", "dest": "/a/", "_original_basename": name, "checksum": name * 2}, 1, None) for name in ("one", "two")]
+    for more in ({"path": "/a/b"}, {"path": "/a/c", "src": "x"}):
+        requests.append(action.Request("file", {**more, "mode": None}, None, None))
+    common, own = action.in_common(requests)
+    assert common == {"copy": {"mode": "0600", "dest": "/a/"}, "file": {"mode": None}}
+    assert [request.arguments for request in requests] == [{**common[name], **arguments} for name, arguments, size, seen in own]
+
+
+def test_packed_and_unpacked() -> None:
+    value = {"names": ["größe", "new\nline", "\udcff", "-dash"], "mode": None}
+    assert action.unpack(module.pack(value)) == module.unpack(action.pack(value)) == value
+
+
+def test_a_bundle_is_for_this_user_alone_and_has_one_file_after_the_other(bundle: action.Bundle, tmp_path: Path) -> None:
+    assert os.stat(bundle.path).st_mode & 0o777 == 0o600
+    for name, data in {"one": b"first", "\udcff": b"", "three": b"third"}.items():
+        path = os.fsencode(tmp_path) + b"/" + os.fsencode(name)
+        Path(os.fsdecode(path)).write_bytes(data)
+        assert bundle.add(os.fsdecode(path)) == (len(data), hashlib.sha1(data).hexdigest())
+    assert Path(bundle.whole()).read_bytes() == b"firstthird" and bundle.size == 10
+    bundle.clear()
+    assert Path(bundle.whole()).read_bytes() == b"" and bundle.size == 0
+
+
+def test_names_that_core_cannot_handle_get_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(C, "DEFAULT_LOCAL_TMP", str(tmp_path))
+    names = action.PlainNames()
+    assert names.plain("/some/größe\n $HOME") == "/some/größe\n $HOME" and list(tmp_path.iterdir()) == []
+    for path in (f"{tmp_path}/\udcfe", f"{tmp_path}/\udcff"):
+        link = names.plain(path)
+        assert link.isascii() and os.readlink(link) == path
+    assert names.meant(link) == f"{tmp_path}/?" and names.meant("/other") == "/other"
+    names.close()
+    assert not os.path.lexists(link) and not os.path.exists(os.path.dirname(link))
+
+
+def test_a_file_that_changes_or_vanishes_is_named(bundle: action.Bundle, tmp_path: Path) -> None:
+    own = action.ActionModule.__new__(action.ActionModule)
+    own._stage, own._bundle, own._placed, own._requests, own._returned, own._seen = "plan", bundle, 0, [], {}, None
+    own._task, own._plain_names = SimpleNamespace(args={}), action.PlainNames()
+    (tmp_path / "one").write_text("content")
+    own._transfer_file(str(tmp_path / "one"), "/tmp/.source")
+    with pytest.raises(AnsibleActionFail, match="one changed while it was being copied"):
+        own._execute_module(module_name="ansible.legacy.copy", module_args={"checksum": hashlib.sha1(b"as it was").hexdigest()})
+    with pytest.raises(AnsibleActionFail, match="two cannot be read any more: No such file or directory"):
+        own._transfer_file(str(tmp_path / "two"), "/tmp/.source")
+
+
+def test_looking(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "gone").symlink_to("nowhere")
+    names = ["file", "folder", "link", "gone", "absent", "file/below", "\udcff"]
+    sha1 = hashlib.sha1(b"x").hexdigest()
+    for follow, link, gone in ((False, [False, f"{tmp_path}/file", ""], [False, f"{tmp_path}/nowhere", ""]), (True, [False, f"{tmp_path}/file", sha1], 0)):
+        seen = module.unpack(run({"dest": str(tmp_path), "names": names, "follow": follow, "checksum": True})["seen"])
+        assert seen["entries"] == [[False, None, sha1], [True, None, ""], link, gone, 0, None, 0]
+        assert seen["one_file_twice"] is follow  # the file, and the link that is followed to it
+    (tmp_path / "other").symlink_to("folder")
+    seen = module.unpack(run({"dest": str(tmp_path), "names": ["folder/new", "other/new"], "follow": False, "checksum": True})["seen"])
+    assert seen == {"entries": [0, 0], "one_file_twice": True}
+
+
+def test_placing_ends_with_the_first_failure_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    contents, dest, temporary = tmp_path / "contents", tmp_path / "dest", tmp_path / "temporary"
+    contents.write_bytes(b"firstsecondthird")
+    temporary.mkdir()
+    modes = {"one": "0640", "deep/two": "0640", "three": "nonsense", "four": "0640"}
+    sizes = {"one": 5, "deep/two": 6, "three": 5, "four": 0}
+    requests = [copied(name, dest, size, mode=modes[name]) for name, size in sizes.items()]
+    answer = run(plan_of(requests, str(contents)), _ansible_tmpdir=str(temporary), _ansible_remote_tmp=str(temporary))
+    assert answer["failed"] and answer["msg"] == "mode must be in octal or symbolic form"
+    assert answer["all_of_it"] == {"changed": True, "failed_at": 2, "before": None}
+    assert (dest / "one").read_bytes() == b"first" and (dest / "deep/two").read_bytes() == b"second" and (dest / "one").stat().st_mode & 0o777 == 0o640
+    assert not (dest / "four").exists() and list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", ".."])
+def test_nothing_is_placed_outside(tmp_path: Path, name: str) -> None:
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "contents").write_bytes(b"x")
+    answer = run(plan_of([copied(name, tmp_path / "dest", 1)], str(tmp_path / "contents")), _ansible_tmpdir=str(tmp_path))
+    assert answer["failed"] and "outside of the folder" in answer["msg"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_that_ends_too_early_is_told(tmp_path: Path) -> None:
+    (tmp_path / "contents").write_bytes(b"x")
+    answer = run(plan_of([copied("one", tmp_path / "dest", 2)], str(tmp_path / "contents")), _ansible_tmpdir=str(tmp_path))
+    assert answer["failed"] and answer["msg"] == "The bundle of files ends too early."
+    assert not (tmp_path / "dest").exists()
+
+
+def test_what_was_there_is_kept_for_a_diff_of_what_fails(tmp_path: Path) -> None:
+    (tmp_path / "contents").write_bytes(b"new")
+    (tmp_path / "one").write_text("before\n")
+    requests = [copied("one", tmp_path, 3, f"{tmp_path}/one", owner="nosuchuser")]
+    before = run(plan_of(requests, str(tmp_path / "contents")), _ansible_tmpdir=str(tmp_path))["all_of_it"]["before"]
+    assert (before["peeked"]["state"], before["content"]) == ("file", "YmVmb3JlCg==")
+
+
+def test_without_a_plan_it_says_whose_it_is() -> None:
+    assert "by the action of its name" in run(None)["msg"]
+
+
+def test_a_bundle_goes_when_it_is_large_enough(tmp_path: Path, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is to be room for a bundle on either end, not for all of the folder once more."""
+    monkeypatch.setattr(action, "BUNDLE", 1000)
+    copying = object.__new__(action.ActionModule)
+    copying._stage, copying._bundle, copying._returned = "plan", bundle, {}
+    copying._plain_names = SimpleNamespace(plain=str)
+    placed: list[int] = []
+
+    def place() -> None:
+        placed.append(bundle.size)
+        bundle.clear()
+
+    monkeypatch.setattr(action.CoreCopy, "_copy_file", lambda self, source, *unused: bundle.add(source) and {})
+    monkeypatch.setattr(copying, "_place", place)
+    for size in (600, 600, 10, 900, 1000, 5):
+        (tmp_path / "file").write_bytes(bytes(size))
+        copying._copy_file(str(tmp_path / "file"), "file", None, None, "/there", {}, False)
+    assert placed == [1200, 1910]
+    assert bundle.size == 5
