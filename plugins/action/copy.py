@@ -1,7 +1,7 @@
 # Copyright (c) 2026 The sojourn.deploy authors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``copy`` of ansible-core, whose plan for a folder is made as ever and then carried out for all of its files at once.
+"""``copy`` of ansible-core, whose plan is made as ever and then carried out in fewer exchanges, for all files of a folder at once.
 
 Core's action asks what is at a file's place, sends it, and runs a module for it: for each file, one after the other. Here it is core's action too that
 decides all of that, by its own code, with three of its exchanges replaced:
@@ -9,7 +9,11 @@ decides all of that, by its own code, with three of its exchanges replaced:
 1. Its plan is gone through once for the names alone, and one run of our module looks at all of them.
 2. It is gone through again. What it asks about a file is answered from that, a file that it sends is appended to one bundle, and what it would run
    on the target is noted down.
-3. The bundle is sent, and one run of our module does what was noted, by core's own modules: see plugins/modules/copy.py.
+3. The bundle is sent, and one run of our module does what was noted, by core's own modules: see plugins/modules/copy.py. A small one comes with that
+   module's arguments.
+
+A single small file is looked at by core's own ``stat``, and comes with our module likewise: two exchanges in the place of six, since there is no
+temporary folder to be made, to be written to, to be given away and to be removed.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import os
 import re
 import shutil
 import tempfile
+import types
 import typing as t
 import zlib
 
@@ -31,8 +36,10 @@ from ansible import constants as C
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action.copy import ActionModule as CoreCopy
+from ansible.plugins.action import copy as core_copy
+from ansible.plugins.loader import action_loader
 
+CoreCopy: type[t.Any] = core_copy.ActionModule
 MODULE = 'sojourn.deploy.copy'
 #: Core's modules that its action runs for a file, a folder or a link.
 CORE = ('copy', 'file')
@@ -42,6 +49,10 @@ THERE = frozenset(f'ansible.module_utils.{name}' for name in ('basic', 'common.s
 LARGE = 32 << 20
 #: Bytes after which a bundle is sent: what there has to be room for on both ends, beside the files.
 BUNDLE = 128 << 20
+#: Bytes that go with the module that places them; more would be worth the exchanges for a file of their own.
+INLINE = 64 << 10
+#: What core's code takes for the folder on the target where there is none, to put names together.
+NO_FOLDER = '/nonexistent'
 _OURS = '_sojourn_number'
 
 
@@ -87,6 +98,11 @@ class Bundle:
         """Its path, when all of it is in the file."""
         self._file.flush()
         return self.path
+
+    def read(self) -> bytes:
+        """All of it."""
+        with open(self.whole(), 'rb') as file:
+            return file.read()
 
     def clear(self) -> None:
         """Empties it."""
@@ -155,26 +171,39 @@ def in_common(requests: list[Request]) -> tuple[dict[str, dict[str, t.Any]], lis
 
 
 class ActionModule(CoreCopy):
-    """See this file's top. ``_stage`` says what is done with what core's code asks for: '' as ever; 'names', 'plan', 'diff' as below."""
+    """See this file's top. ``_stage`` says what is done with what core's code asks for: '' as ever; 'file', 'names', 'plan', 'diff' as below."""
 
     _stage = ''
     _vars: dict[str, t.Any]
 
     def run(self, tmp: t.Any = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         """Ansible's entry."""
-        sources = self._sources() if self._is_folder() else None
+        kind = self._kind()
+        sources = self._sources() if kind else None
         if sources is None:
             return super().run(tmp, task_vars)
         self._vars = task_vars or {}
         self._core_sources = sources
+        try:
+            if kind == 'folder':
+                return self._copy_folder()
+            self._content: bytes | None = None
+            with self._in('file'):
+                return super().run(None, task_vars)
+        finally:
+            if self._connection._shell.tmpdir == NO_FOLDER:
+                self._connection._shell.tmpdir = None
+
+    def _copy_folder(self) -> dict[str, t.Any]:
         self._expanded: dict[str, str] = {}
         self._names: list[tuple[str, str]] = []
         with self._in('names'):
-            result = super().run(tmp, task_vars)
+            result = super().run(None, self._vars)
         if result.get('failed'):
             return result
         if not self._look():
-            return super().run(None, task_vars)
+            self._need_folder()
+            return super().run(None, self._vars)
         self._requests: list[Request] = []
         self._returned: dict[int, tuple[dict[str, t.Any], str | None, str | None]] = {}
         self._placed, self._changed, self._last = 0, False, {}
@@ -184,7 +213,7 @@ class ActionModule(CoreCopy):
         try:
             try:
                 with self._in('plan'):
-                    result = super().run(None, task_vars)
+                    result = super().run(None, self._vars)
             except AnsibleError:
                 self._place()  # as core has it: what comes before what is wrong is done
                 raise
@@ -202,20 +231,29 @@ class ActionModule(CoreCopy):
 
     # Whether
 
-    def _is_folder(self) -> bool:
-        """Whether this is a folder of the controller, for a target on which there is Python."""
+    def _kind(self) -> str:
+        """'folder' or 'file', if this is one of the controller, for a target on which there is Python; '': core's action does it, as ever."""
         arguments = self._task.args
-        source = arguments.get('src')
-        if not source or not isinstance(source, str) or not isinstance(arguments.get('dest'), str) or arguments.get('content') is not None:
-            return False
-        if any(boolean(arguments.get(name, False), strict=False) for name in ('remote_src', 'raw')) or getattr(self._connection._shell, '_IS_WINDOWS', False):
-            return False
-        if type(self)._execute_module is not ActionModule._execute_module:
-            return False  # mitogen puts its own methods before these
+        source, content = arguments.get('src'), arguments.get('content')
+        if not isinstance(arguments.get('dest'), str) or any(boolean(arguments.get(name, False), strict=False) for name in ('remote_src', 'raw')):
+            return ''
+        if getattr(self._connection._shell, '_IS_WINDOWS', False) or type(self)._execute_module is not ActionModule._execute_module:
+            return ''  # mitogen puts its own methods before these
         try:
-            return os.path.isdir(to_bytes(self._find_needle('files', source), errors='surrogate_or_strict'))
-        except AnsibleError:
-            return False
+            if content is not None:
+                return 'file' if not source and self._inline(len(json.dumps(content))) else ''
+            if not source or not isinstance(source, str):
+                return ''
+            path = to_bytes(self._find_needle('files', source), errors='surrogate_or_strict')
+            if os.path.isdir(path):
+                return 'folder'
+            return 'file' if self._inline(os.path.getsize(path)) else ''
+        except (AnsibleError, OSError, TypeError, ValueError):
+            return ''  # core's code says what is wrong with it
+
+    def _inline(self, size: int) -> bool:
+        """Whether so many bytes go with the module: it has to come without files itself. What validates a file may want it in a folder that is core's."""
+        return size <= INLINE and not self._task.args.get('validate') and self._is_pipelining_enabled('new')
 
     def _sources(self) -> dict[str, str] | None:
         """The source of core's modules; None where something else has taken the place of one, or it needs what our module has not brought."""
@@ -242,7 +280,7 @@ class ActionModule(CoreCopy):
     # What core's code calls
 
     def _remote_expand_user(self, path: str, *args: t.Any, **kwargs: t.Any) -> str:
-        if not self._stage:
+        if self._stage not in ('names', 'plan'):
             return super()._remote_expand_user(path, *args, **kwargs)
         if path not in self._expanded:
             self._expanded[path] = super()._remote_expand_user(path, *args, **kwargs)
@@ -263,6 +301,7 @@ class ActionModule(CoreCopy):
         with contextlib.suppress(OSError):  # core's code says what is wrong with it
             if os.path.getsize(to_bytes(source_full, errors='surrogate_or_strict')) >= LARGE:
                 self._place()
+                self._need_folder()
                 with self._in(''):
                     return super()._copy_file(*ask)
         result = super()._copy_file(*ask)
@@ -295,6 +334,10 @@ class ActionModule(CoreCopy):
             return super()._get_diff_data(destination, source, *args, **kwargs)
 
     def _transfer_file(self, local_path: str, remote_path: str) -> t.Any:
+        if self._stage == 'file':
+            with open(to_bytes(local_path, errors='surrogate_or_strict'), 'rb') as source:
+                self._content = source.read()
+            return remote_path
         if self._stage != 'plan':
             return super()._transfer_file(local_path, remote_path)
         try:
@@ -306,18 +349,37 @@ class ActionModule(CoreCopy):
         return remote_path
 
     def _fixup_perms2(self, remote_paths: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        return remote_paths if self._stage == 'plan' else super()._fixup_perms2(remote_paths, *args, **kwargs)
+        return remote_paths if self._stage in ('file', 'plan') else super()._fixup_perms2(remote_paths, *args, **kwargs)
 
-    def _remove_tmp_path(self, *args: t.Any, **kwargs: t.Any) -> None:
-        if not self._stage:
-            super()._remove_tmp_path(*args, **kwargs)
+    def _make_tmp_path(self, *args: t.Any, **kwargs: t.Any) -> str:
+        """Core makes one before it knows whether it needs any."""
+        shell = self._connection._shell
+        # A module that comes as a file needs one, and so does what is sent as one.
+        if not self._stage or shell.tmpdir is not None or not self._is_pipelining_enabled('new'):
+            return super()._make_tmp_path(*args, **kwargs)
+        shell.tmpdir = NO_FOLDER
+        return NO_FOLDER
+
+    def _need_folder(self) -> None:
+        """Has a temporary folder made on the target, unless there is one."""
+        shell = self._connection._shell
+        if shell.tmpdir in (None, NO_FOLDER):
+            shell.tmpdir = None
+            with self._in(''):
+                self._make_tmp_path()
+
+    def _remove_tmp_path(self, tmp_path: str | None, *args: t.Any, **kwargs: t.Any) -> None:
+        if self._stage not in ('names', 'plan') and NO_FOLDER not in (tmp_path, self._connection._shell.tmpdir):
+            super()._remove_tmp_path(tmp_path, *args, **kwargs)
 
     def _execute_module(self, module_name: t.Any = None, module_args: t.Any = None, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
         if self._stage == 'diff':
             return self._answers[module_name]
         name = str(module_name or '').removeprefix('ansible.legacy.')
-        if not self._stage or name not in CORE:
-            return super()._execute_module(module_name, module_args, *args, **kwargs)
+        if self._stage == 'file' and name == 'copy' and self._content is not None:
+            return self._place_file(module_args)
+        if self._stage not in ('names', 'plan') or name not in CORE:
+            return self._execute_on_target(module_name, module_args, *args, **kwargs)
         if self._stage == 'names':
             return {'changed': False}
         size = None
@@ -331,7 +393,28 @@ class ActionModule(CoreCopy):
         self._returned[number] = (result, None, None)
         return result
 
+    def _execute_on_target(self, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
+        """A module, which must not take for its folder what is none."""
+        shell = self._connection._shell
+        if shell.tmpdir != NO_FOLDER:
+            return super()._execute_module(*args, **kwargs)
+        shell.tmpdir = None
+        try:
+            return super()._execute_module(*args, **kwargs)
+        finally:
+            if shell.tmpdir is None:
+                shell.tmpdir = NO_FOLDER
+
     # What is done at once
+
+    def _place_file(self, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Core's ``copy``, with what it copies."""
+        content = t.cast(bytes, self._content)
+        answer = self._ours({
+            'sources': self._core_sources, 'common': {'copy': {}}, 'requests': [('copy', arguments, len(content), None)],
+            'contents': None, 'inline': base64.b64encode(content).decode('ascii'), 'diff_limit': 0, 'last': True})
+        answer.pop('all_of_it', None)
+        return answer
 
     def _look(self) -> bool:
         """Looks at all files on the target. Whether it could: what is wrong there, core's own action says."""
@@ -356,16 +439,20 @@ class ActionModule(CoreCopy):
         """Sends what is in the bundle, and has done what was noted. Raises PlacementFailed."""
         if not self._requests:
             return
-        remote = None
+        remote = inline = None
         with self._in(''):
             if any(request.size is not None for request in self._requests):
-                remote = self._connection._shell.join_path(self._connection._shell.tmpdir, 'contents')
-                self._transfer_file(self._bundle.whole(), remote)
-                self._fixup_perms2((self._connection._shell.tmpdir, remote), execute=False)
+                if self._inline(self._bundle.size):
+                    inline = base64.b64encode(self._bundle.read()).decode('ascii')
+                else:
+                    self._need_folder()
+                    remote = self._connection._shell.join_path(self._connection._shell.tmpdir, 'contents')
+                    self._transfer_file(self._bundle.whole(), remote)
+                    self._fixup_perms2((self._connection._shell.tmpdir, remote), execute=False)
             common, requests = in_common(self._requests)
             answer = self._ours({
-                'sources': self._core_sources, 'common': common, 'requests': requests, 'contents': remote, 'diff_limit': C.MAX_FILE_SIZE_FOR_DIFF,
-                'last': len(self._names) == 1})
+                'sources': self._core_sources, 'common': common, 'requests': requests, 'contents': remote, 'inline': inline,
+                'diff_limit': C.MAX_FILE_SIZE_FOR_DIFF, 'last': len(self._names) == 1})
         all_of_it = answer.pop('all_of_it', None)
         if all_of_it is None:
             raise PlacementFailed(dict(answer, failed=True))
@@ -417,3 +504,16 @@ class ActionModule(CoreCopy):
             diff = super()._get_diff_data(dest, real, self._vars)
         self._loader.cleanup_tmp_file(real)
         return diff
+
+
+def replace_core() -> None:
+    """Has ``ansible.builtin.copy`` be this one in this process and those that it forks, also where another action calls it, such as ``template``.
+
+    Ansible takes an action's class from the module that it keeps for the action's file. The class in core's own module has to stay: its methods name it.
+    """
+    path = action_loader.find_plugin_with_context('ansible.builtin.copy').plugin_resolved_path
+    module = types.ModuleType(core_copy.__name__, core_copy.__doc__)
+    module.__dict__.update(vars(core_copy), ActionModule=ActionModule)
+    action_loader._module_cache[path] = module
+    # It makes a temporary folder for `copy`, which makes one itself if it needs it.
+    action_loader.get('ansible.builtin.template', class_only=True).TRANSFERS_FILES = False

@@ -24,6 +24,19 @@ description:
     plugins are loaded once, and not again by the worker of each task on each host, as Ansible does with its own; and modules are packed for
     the target beside the first tasks.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
+options:
+  bundle_copies:
+    description:
+      - Whether M(ansible.builtin.copy) is carried out as M(sojourn.deploy.copy) is, also where M(ansible.builtin.template) uses it. A folder takes
+        a few exchanges with the target, a single small file two, where ansible-core's plan has six for each file.
+      - It is for all Linux hosts of the run, whichever their connection. What is copied, and what is returned, is the same.
+    type: bool
+    default: false
+    ini:
+      - section: sojourn
+        key: bundle_copies
+    env:
+      - name: SOJOURN_BUNDLE_COPIES
 requirements:
   - enable it in the configuration, C(callbacks_enabled) in section C([defaults]), or C(ANSIBLE_CALLBACKS_ENABLED=sojourn.deploy.lifecycle)
 """
@@ -69,6 +82,10 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
         """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
         self._ended = self._began = False
+        if self.get_option('bundle_copies'):
+            from ansible_collections.sojourn.deploy.plugins.action import copy
+
+            copy.replace_core()
         for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb', 'sojourn.deploy.winrm'):
             connection_loader.get(name, class_only=True)
         self._tell_earlier()

@@ -141,6 +141,7 @@ checksum:
 import base64
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -273,9 +274,11 @@ def place(module, plan, internals):
         contents = None
         if plan['contents']:
             contents = stack.enter_context(open(to_bytes(plan['contents'], errors='surrogate_or_strict'), 'rb'))
-            if not folder:
-                folder = tempfile.mkdtemp(prefix='ansible-moduletmp-')
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        elif plan['inline'] is not None:
+            contents = io.BytesIO(base64.b64decode(plan['inline']))
+        if contents and not folder:
+            folder = tempfile.mkdtemp(prefix='ansible-moduletmp-')
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
         core = Core(plan['sources'], internals)
         for number, (name, own, size, seen) in enumerate(plan['requests']):
             arguments = dict(plan['common'][name], **own)

@@ -32,6 +32,7 @@ DIFFERENT = """
 mkdir -p "$1/deep/er" && echo other >"$1/one.txt" && echo other >"$1/deep/er/two.sh" && printf 'a line\\n' >"$1/same.txt"
 chmod 600 "$1/one.txt" && chown deployer "$1/one.txt" && chmod 710 "$1/deep" && find "$1" -exec touch -h -d 2001-01-01 {} +
 """
+FILE = 'echo other >"$1" && chmod 604 "$1" && touch -d 2001-01-01 "$1"'
 LINKS = 'mkdir "$1" && echo other >"$1.beside" && ln -s "$1.beside" "$1/one.txt" && ln -s nowhere "$1/zero"'
 
 # A tree's lines: what it is, mode, owner, group, size, SHA-1, where a link leads, whether it is old; a backup's name has the time in it.
@@ -51,7 +52,7 @@ for top in sorted(os.listdir(b"%(at)s")):
 
 
 def step(src: str, dest: str = "", keywords: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-    """A task that copies; both words are what follows the folder of the case."""
+    """A task that copies; both words are what follows the folder of the case. Without the first it copies its ``content``."""
     return {"options": {"src": src, "dest": dest, **options}, "keywords": keywords or {}}
 
 
@@ -92,7 +93,30 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "no rights": ('mkdir "$1" && chmod 700 "$1"', [step("few/", keywords={"become": True, "become_user": "deployer"})]),
     "another user": ('mkdir "$1" && chown deployer "$1"', [step("few/", mode="0640", keywords={"become": True, "become_user": "deployer"})]),
     "home": ("", [step("flat/", dest="~deployer/COPY"), step("flat/", dest="$HOME/COPY")]),
-    "a file": ("", [step("flat/one.txt", keywords={"diff": True})]),
+    "a file": ("", [step("flat/one.txt", keywords={"diff": True}), step("flat/one.txt", keywords={"diff": True}), step("flat/one.txt", mode="0640")]),
+    "a file, different": (FILE, [step("flat/one.txt", keywords={"diff": True}, backup=True, owner="deployer")]),
+    "a file, only if it is missing": (FILE, [step("flat/one.txt", force=False)]),
+    "a file in a folder": ('mkdir "$1"', [step("flat/one.txt"), step("tree/größe.txt", "/"), step("flat/one.txt", "/not/there/")]),
+    "a file where no folder is": ("", [step("flat/one.txt", "/not/there")]),
+    "a file, checked": (FILE, [step("flat/one.txt", keywords={"check_mode": True, "diff": True})]),
+    "a file, in place": (FILE, [step("flat/one.txt", unsafe_writes=True, mode="u+x")]),
+    "a file, validated": ("", [step("flat/one.txt", validate="grep -q line %s"), step("flat/zero", validate="grep -q line %s")]),
+    "a file of nobody": (FILE, [step("flat/one.txt", owner="nosuchuser", keywords={"diff": True})]),
+    "a file with a wrong checksum": ("", [step("flat/one.txt", checksum="0" * 40)]),
+    "a file with its mode": ("", [step("tree/deep/er/two.sh", mode="preserve"), step("tree/deep/er/two.sh", mode="preserve")]),
+    "a file with nothing in it": (FILE, [step("flat/zero", mode="0600"), step("flat/zero", mode="0600")]),
+    "a file, encrypted": ("", [step("secret/sealed", mode="0600"), step("secret/sealed", "-as-it-is", decrypt=False)]),
+    "a file, and a link": ('echo other >"$1.beside" && ln -s "$1.beside" "$1"', [
+        step("flat/one.txt", follow=True), step("flat/one.txt", follow=True, mode="0640")]),
+    "a file in the place of a link": ('echo other >"$1.beside" && ln -s "$1.beside" "$1"', [step("flat/one.txt"), step("flat/one.txt", mode="0640")]),
+    "a file without rights": ('mkdir -m 700 "$1"', [step("flat/one.txt", "/there", keywords={"become": True, "become_user": "deployer"})]),
+    "a file of another user": ('mkdir "$1" && chown deployer "$1"', [step("flat/one.txt", "/", keywords={"become": True, "become_user": "deployer"})]),
+    "a file at home": ("", [step("flat/one.txt", dest="~deployer/COPY")]),
+    "a large file": ("", [step("large"), step("large", mode="0600")]),
+    "a text": (FILE, [step("", content="ein größerer\ntext", keywords={"diff": True}), step("", content="ein größerer\ntext"), step("", content="")]),
+    "a text in a folder": ('mkdir "$1"', [step("", content="x")]),
+    "data": ("", [step("", content={"a": [1, "two"]}), step("", content={"a": [1, "two"]}, mode="0600")]),
+    "a secret text": (FILE, [step("", content="hidden", keywords={"no_log": True})]),
     "there already": ('mkdir "$1" && echo x >"$1/x"', [step("DEST", "-copy", remote_src=True)]),
     "no source": ("", [step("missing/")]),
     "no such option": ("", [step("flat/", colour="red")]),
@@ -121,6 +145,7 @@ def sources(folder: Path) -> None:
                        "twice/a/two.sh": "one\n", "twice/deep/er/two.sh": "", "secret/plain": "a line\n"}.items():  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
+    (folder / "large").write_bytes(os.urandom(100_000))
     (folder / "almost/link").symlink_to("deep")
     (folder / "few/link").symlink_to("one.txt")
     for name in ("empty", "folders/one/two", "folders/three", "few/hollow"):
@@ -151,6 +176,8 @@ def tasks_of(cases: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
                 dest = options["dest"]
                 options["dest"] = dest.replace("COPY", os.path.basename(here)) if dest.startswith(("~", "$")) else here + dest
                 options["src"] = here if options["src"] == "DEST" else f"{folder}/{options['src']}"
+                if "content" in options:
+                    del options["src"]
                 tasks.append({"name": f"{name} {position} {action}", module: options, "ignore_errors": True, **one["keywords"]})
     tasks.append({"name": "homes", "ansible.builtin.shell": f"for home in /root /home/deployer; do for copy in $home/*-core $home/*-ours; do "
                   f"test ! -e $copy || mv $copy {AT}/$(basename $copy)$(echo $home | tr / .); done; done"})  # fmt: skip
@@ -165,6 +192,7 @@ def alike(value: Any) -> Any:
     text = re.sub(r"\b(\d+)-(core|ours)\b", r"\1-X", text)
     text = re.sub(r"/[\w./]*/ansible-(module)?tmp-[\w.-]+", "TMP", text)
     text = re.sub(r"\.\d+\.\d{4}-\d\d-\d\d@\d\d:\d\d:\d\d~", ".BACKUP~", text)
+    text = re.sub(r'("_original_basename": )"[.]\w{8}"', r'\1"TEXT"', text)
     text = text.replace(*ACTIONS.values())
     data = json.loads(text)
     data.pop("exception", None)
@@ -242,6 +270,35 @@ def test_names_that_ansible_core_refuses(controller: Controller, lab: Lab, other
         environment={**other.environment(), "ANSIBLE_HOME": f"{tmp_path}/home"}, collections=["sojourn.deploy"]).well()
     assert sorted(ast.literal_eval(played["linux1", "read"]["stdout"])) == sorted((b"./" + name, name) for name in names)
     assert [played["linux1", name]["changed"] for name in ("copy", "again")] == [True, False]
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT)
+@pytest.mark.xdist_group("controllers")
+@pytest.mark.parametrize("other", [None, OLDEST, NEWEST], ids=["installed", "oldest", "newest"])
+def test_in_the_place_of_ansible_cores(controller: Controller, other: Other | None, tmp_path: Path, sources_here: Path) -> None:
+    """By an option of `lifecycle`, for `template` too. Nothing is made in Ansible's own folder on the target then: it is not even there afterwards."""
+    (tmp_path / "page.j2").write_text("{{ inventory_hostname }}\n")
+    tasks: list[dict[str, Any]] = [
+        {"name": "template", "ansible.builtin.template": {"src": f"{tmp_path}/page.j2", "dest": f"{AT}/page", "mode": "0640"}},
+        {"name": "folder", "ansible.builtin.copy": {"src": f"{sources_here}/few/", "dest": f"{AT}/few", "mode": "0600"}},
+        {"name": "default", "copy": {"content": "text"}},
+    ]
+    again = [{**task, "name": f"{task['name']} again"} for task in tasks]
+    read = {"name": "read", "ansible.builtin.shell": f"cd {AT} && find . -type f | sort | xargs sha1sum; stat -c %a page text few/one.txt"}
+    defaults = [{"ansible.builtin.copy": {"dest": f"{AT}/text", "mode": "0604"}}]
+    environment = {"ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle", "ANSIBLE_HOME": f"{tmp_path}/home"}
+    environment |= other.environment() if other else {}
+    results = []
+    for bundled in (False, True):
+        room = {"name": "room", "ansible.builtin.raw": f"rm -rf {AT} /root/.ansible; mkdir {AT}"}
+        clean = {"name": "clean", "ansible.builtin.raw": f"rm -rf {AT}; ls -d /root/.ansible", "failed_when": False}
+        more = {"SOJOURN_BUNDLE_COPIES": str(bundled)}
+        played = play(controller, tmp_path, [room, *tasks, *again, read, clean], environment=environment | more, module_defaults=defaults).well()
+        assert played["linux1", "clean"]["stdout"].strip() == ("" if bundled else "/root/.ansible")
+        results.append([alike(played["linux1", task["name"]]) for task in (*tasks, *again, read)])
+        for volatile in ("start", "end", "delta"):
+            results[-1][-1].pop(volatile)
+    assert results[0] == results[1]
 
 
 @pytest.mark.leaves(*ALWAYS_LEFT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from ansible.errors import AnsibleActionFail
 
 from ansible_collections.sojourn.deploy.plugins.action import copy as action
 from ansible_collections.sojourn.deploy.plugins.modules import copy as module
+from tests.conftest import COLLECTIONS
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ def run(plan: dict[str, Any] | None, **internals: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def plan_of(requests: list[action.Request], contents: str | None = None) -> dict[str, Any]:
+def plan_of(requests: list[action.Request], contents: str | None = None, inline: str | None = None) -> dict[str, Any]:
     common, own = action.in_common(requests)
-    return {"sources": core(), "common": common, "requests": own, "contents": contents, "diff_limit": 1000, "last": True}
+    return {"sources": core(), "common": common, "requests": own, "contents": contents, "inline": inline, "diff_limit": 1000, "last": True}
 
 
 def copied(name: str, dest: Path, size: int, seen: str | None = None, **more: Any) -> action.Request:
@@ -165,6 +167,94 @@ def test_a_bundle_that_ends_too_early_is_told(tmp_path: Path) -> None:
     answer = run(plan_of([copied("one", tmp_path / "dest", 2)], str(tmp_path / "contents")), _ansible_tmpdir=str(tmp_path))
     assert answer["failed"] and answer["msg"] == "The bundle of files ends too early."
     assert not (tmp_path / "dest").exists()
+
+
+def test_contents_may_come_with_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder for them is the module's own then, and goes with it."""
+    temporary, there = tmp_path / "temporary", tmp_path / "there"
+    temporary.mkdir()
+    there.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    result = run(plan_of([copied("a", there, 3), copied("b", there, 4)], inline=base64.b64encode(b"onefour").decode()))
+    assert not result.get("failed") and result["changed"], result
+    assert [(there / name).read_bytes() for name in "ab"] == [b"one", b"four"] and not list(temporary.iterdir())
+
+
+def small(monkeypatch: pytest.MonkeyPatch, pipelining: bool = True, **arguments: Any) -> Any:
+    copying = object.__new__(action.ActionModule)
+    copying._task = SimpleNamespace(args=arguments)
+    copying._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), is_pipelining_enabled=lambda wrap_async=False: pipelining)
+    monkeypatch.setattr(copying, "_find_needle", lambda kind, path: path)
+    return copying
+
+
+def test_which_are_small_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small").write_bytes(bytes(action.INLINE))
+    (tmp_path / "large").write_bytes(bytes(action.INLINE + 1))
+    dest, file = "/there", str(tmp_path / "small")
+    for kind, more in {
+        "file": [{"src": file}, {"content": "text"}, {"content": {"a": [1]}}],
+        "folder": [{"src": str(tmp_path)}, {"src": str(tmp_path), "validate": "true %s"}],
+        "": [{"src": str(tmp_path / "large")}, {"src": str(tmp_path / "none")}, {"src": file, "validate": "true %s"}, {"content": "x" * action.INLINE},
+             {"src": file, "content": "both"}, {"src": file, "remote_src": "yes"}, {"src": file, "raw": True}, {"content": object()}, {}],
+    }.items():  # fmt: skip
+        for arguments in more:
+            assert small(monkeypatch, dest=dest, **arguments)._kind() == kind, arguments
+    assert small(monkeypatch, src=file)._kind() == "" and small(monkeypatch, False, dest=dest, src=file)._kind() == ""
+    windows = small(monkeypatch, dest=dest, src=file)
+    windows._connection._shell._IS_WINDOWS = True
+    assert windows._kind() == ""
+
+
+def test_a_module_never_takes_for_its_folder_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that makes a folder of its own keeps it; whatever happens, the name that stands for none does not outlive the task."""
+    copying = small(monkeypatch, dest="/there", content="x")
+    shell = copying._connection._shell
+    seen: list[str | None] = []
+
+    def execute(self: Any, name: Any = None, *unused: Any, **unused_more: Any) -> dict[str, Any]:
+        seen.append(shell.tmpdir)
+        if name == "makes one":
+            shell.tmpdir = "/real"
+        return {}
+
+    def core_run(self: Any, tmp: Any, task_vars: Any) -> Any:
+        assert self._make_tmp_path() == shell.tmpdir == action.NO_FOLDER
+        self._execute_module("ansible.legacy.stat")
+        assert shell.tmpdir == action.NO_FOLDER
+        self._remove_tmp_path(shell.tmpdir)
+        raise AnsibleActionFail("no")
+
+    monkeypatch.setattr(action.CoreCopy, "_execute_module", execute)
+    monkeypatch.setattr(action.CoreCopy, "_remove_tmp_path", lambda *unused: pytest.fail("nothing is there to be removed"))
+    monkeypatch.setattr(action.CoreCopy, "run", core_run)
+    monkeypatch.setattr(copying, "_sources", dict)
+    with pytest.raises(AnsibleActionFail):
+        copying.run()
+    assert seen == [None] and shell.tmpdir is None
+    shell.tmpdir = action.NO_FOLDER
+    copying._execute_module("makes one")
+    assert shell.tmpdir == "/real"
+
+
+REPLACED = """
+from ansible.plugins.loader import action_loader, init_plugin_loader
+init_plugin_loader()
+from ansible_collections.sojourn.deploy.plugins.action import copy
+copy.replace_core()
+for name in ("copy", "ansible.builtin.copy", "ansible.legacy.copy"):
+    assert action_loader.get(name, class_only=True) is copy.ActionModule, name
+assert issubclass(action_loader.get("sojourn.deploy.copy", class_only=True), copy.CoreCopy)
+assert copy.core_copy.ActionModule is copy.CoreCopy and not action_loader.get("template", class_only=True).TRANSFERS_FILES
+print("replaced")
+"""
+
+
+def test_in_the_place_of_cores(tmp_path: Path) -> None:
+    """In a process of its own, for it lasts."""
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", REPLACED], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "replaced\n", done.stderr
 
 
 def test_what_was_there_is_kept_for_a_diff_of_what_fails(tmp_path: Path) -> None:

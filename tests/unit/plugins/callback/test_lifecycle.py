@@ -100,7 +100,9 @@ def test_earlier_runs_are_told_of(monkeypatch: pytest.MonkeyPatch, shown: list[s
     ledger.leave("0123456789ab", made.cut_off())
     before = signal.getsignal(signal.SIGTERM)
     try:
-        lifecycle.CallbackModule().v2_playbook_on_start(None)
+        callback = lifecycle.CallbackModule()
+        callback._plugin_options = {"bundle_copies": False}
+        callback.v2_playbook_on_start(None)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert shown[0].startswith("== AN EARLIER RUN WAS CUT OFF, ") and shown[1] == "web1: a.deb: dropped (the run was cut off before it began)"
@@ -116,6 +118,7 @@ init_plugin_loader()
 C.DEFAULT_LOCAL_TMP = sys.argv[1]
 from ansible_collections.sojourn.deploy.plugins.callback.lifecycle import CallbackModule
 callback = CallbackModule()
+callback._plugin_options = {"bundle_copies": False}
 callback.v2_playbook_on_start(None)
 for name in ("ssh", "smb", "winrm"):
     full = f"ansible_collections.sojourn.deploy.plugins.connection.{name}"
