@@ -38,7 +38,8 @@ $(VENV)/.installed: tests/requirements.lock tests/requirements-pip.lock | machin
 	@touch $@
 
 # What the tests of existing Kerberos tickets need beside it is compiled here.
-$(VENV)/.kerberos: tests/requirements-kerberos.lock $(VENV)/.installed
+# Not beside the lab's images: both may install Debian packages.
+$(VENV)/.kerberos: tests/requirements-kerberos.lock $(VENV)/.installed | lab-images
 	@scripts/prepare-machine kerberos
 	@$(PINNED) $<
 	@touch $@

@@ -538,7 +538,7 @@ SUITES: tuple[Suite, ...] = (
     Suite("wait_for_connection", every_run=BOTH),
     Suite(
         "reboot",
-        prepare=slow_boot, play={"gather_subset": ["all", "!virtual"]}, words=("--skip-tags", "molly-guard", "-e", "timeout=30"),
+        prepare=slow_boot, play={"gather_subset": ["all", "!virtual"]}, words=("--skip-tags", "molly-guard", "-e", "timeout=120"),
         why="it skips itself in a container; a boot takes more than 10 s; molly-guard comes from the internet; it waits 30 s and not 60 for what never comes",
     ),
     Suite(
@@ -546,6 +546,7 @@ SUITES: tuple[Suite, ...] = (
         changes=(
             _here("inventory", "ansible_connection=local", "ansible_host={address}\nansible_connection={connection}"),
             _here("inventory", "{{ansible_playbook_python}}", "/usr/bin/python3"),
+            Change("runme.sh", "sleep 2\n", "sleep 10\n", "so many processes take longer to end beside other tests"),
         ),
     ),
     Suite(

@@ -28,7 +28,7 @@ def refused(controller: Controller, target: Any, family: str = "ipv6", **options
     begin = time.monotonic()
     with pytest.raises(SojournError) as caught:
         controller.agent(target, family, **options).deploy()
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 55
     error = caught.value
     text = str(error)
     assert text.startswith(f"[{target.name}] {error.step}: ") and f"({error.code}) Remedy: " in text and "\n" not in text, text
@@ -84,7 +84,7 @@ def test_port_closed(controller: Controller, target: Any, family: str) -> None:
     begin = time.monotonic()
     error = refused(controller, target, address=stranger, connection_timeout=60)
     assert error.code == "SD-203" and str(target.port) in str(error)
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 55
 
 
 def test_port_filtered(controller: Controller, target: Any, family: str) -> None:
@@ -512,7 +512,7 @@ def test_the_agents_port_is_blocked_on_the_way(controller: Controller, target: A
     rule = "table inet between { chain output { type filter hook output priority 0; tcp dport 62286-62293 drop; }; }"
     controller.lab.run(["nft", "-f", "-"], input=rule, check=True)
     try:
-        error = refused(controller, target, family, connection_timeout=1)
+        error = refused(controller, target, family, connection_timeout=5)
         assert error.code == "SD-501" and error.kind == "unreachable" and "62286-62293" in str(error)
     finally:
         controller.lab.run(["nft", "delete", "table", "inet", "between"], check=True)

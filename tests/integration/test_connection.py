@@ -39,15 +39,31 @@ def play(controller: Controller, folder: Path, text: str, *more: str, family: st
     return controller.run("ansible-playbook", str(path), *more, family=family, environment=environment)
 
 
-def test_raw(controller: Controller, family: str) -> None:
-    text = good(controller.run("ansible", "linux", "-m", "raw", "-a", "echo 汉语; echo wrong >&2; pwd; id -un; exit 0", family=family))
-    assert "linux1 | CHANGED | rc=0 >>" in text and "汉语\n/root\nroot" in text and "wrong" in text
-    result = controller.run("ansible", "linux", "-m", "raw", "-a", "exit 42", family=family)
-    assert "rc=42" in result.stdout
-    text = good(controller.run("ansible", "windows", "-m", "raw", "-a", 'echo one & echo "two three" & ver', family=family))
-    assert "one" in text and '"two three"' in text and "Microsoft Windows 10" in text
-    result = controller.run("ansible", "windows", "-m", "raw", "-a", "exit 3010", family=family)
-    assert "rc=3010" in result.stdout
+def test_raw(controller: Controller, tmp_path: Path, family: str) -> None:
+    """Its two streams are told apart, and its exit code is its own, past 255 too."""
+    text = play(controller, tmp_path, """
+- hosts: targets
+  gather_facts: false
+  vars:
+    commands:
+      linux1: "echo 汉语; echo wrong >&2; pwd; id -un; exit 42"
+      windows1: 'echo one & echo wrong>&2 & echo "two three" & ver & exit 3010'
+    stdout:
+      linux1: "汉语\n/root\nroot\n"
+      windows1: "^one \r\n\"two three\" \r\n\r\nMicrosoft Windows 10.*"
+  tasks:
+    - ansible.builtin.raw: "{{ commands[inventory_hostname] }}"
+      register: said
+      failed_when: false
+    - ansible.builtin.assert:
+        that:
+          - said.stdout is match(stdout[inventory_hostname])
+          - said.stderr | trim == "wrong"
+          - "'wrong' not in said.stdout"
+          - said.rc == (42 if inventory_hostname == "linux1" else 3010)
+        fail_msg: "{{ said }}"
+""", family=family)
+    good(text)
 
 
 def test_characters_that_xml_cannot_carry(controller: Controller) -> None:
@@ -352,7 +368,7 @@ def test_a_tasks_timeout_kills_it_on_the_target(controller: Controller, linux_ta
       timeout: 2
 """)
     assert result.returncode == 2 and time.monotonic() - begin < 60
-    wait_for("the task to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4713"], check=False).stdout == "", 20)
+    wait_for("the task to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4713"], check=False).stdout == "", 60)
 
 
 def test_a_task_whose_time_is_over_before_the_agent_is_there_begins_nothing(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
@@ -390,12 +406,13 @@ def test_async_outlives_reset_and_run(controller: Controller, linux_target: Any,
     - ansible.builtin.debug: {{msg: "{{{{ said.stdout | trim }}}} {{{{ ended.rc }}}} {{{{ before.stdout != after.stdout }}}}"}}
 """))
         assert "root 0 True" in text, text
-        wait_for("the agent to go", lambda: not linux_target.exec(["sh", "-c", "ls -d /tmp/sojourn-*"], check=False).stdout, 30)
-        assert linux_target.exec(["sh", "-c", "touch /tmp/run.go; ls /tmp/run.done"], check=False).returncode != 0
-        wait_for("the job to end", lambda: linux_target.exec(["cat", "/tmp/run.done"], check=False).stdout == "root\n", 30)
+        wait_for("the agent to go", lambda: not linux_target.exec(["sh", "-c", "ls -d /tmp/sojourn-*"], check=False).stdout, 60)
+        assert linux_target.exec(["ls", "/tmp/run.done"], check=False).returncode != 0
+        linux_target.exec(["touch", "/tmp/run.go"])
+        wait_for("the job to end", lambda: linux_target.exec(["cat", "/tmp/run.done"], check=False).stdout == "root\n", 60)
     finally:
         linux_target.exec(["touch", "/tmp/reset.go", "/tmp/run.go"])
-        wait_for("the jobs to end", lambda: not linux_target.exec(["pgrep", "-f", "until .* /tmp/(reset|run)[.]go"], check=False).stdout, 30)
+        wait_for("the jobs to end", lambda: not linux_target.exec(["pgrep", "-f", "until .* /tmp/(reset|run)[.]go"], check=False).stdout, 60)
         linux_target.exec(["sh", "-c", "rm -f /tmp/reset.* /tmp/run.*"])
 
 
@@ -408,7 +425,7 @@ def test_ctrl_c_kills_the_task_and_cleans_up(controller: Controller, linux_targe
         wait_for("the task to run", runs, 60)
         os.kill(process.pid, signal.SIGINT)
         process.wait(30)
-        wait_for("the task to be gone", lambda: not runs(), 20)
+        wait_for("the task to be gone", lambda: not runs(), 60)
     finally:
         process.kill()
         process.wait()
@@ -419,20 +436,26 @@ def test_the_agent_serves_the_whole_run_and_a_reset_brings_a_new_one(controller:
 - hosts: linux
   gather_facts: false
   tasks:
-    - ansible.builtin.raw: ls -d /tmp/sojourn-*; pgrep -f 'agent serve' | head -n1
+    - ansible.builtin.raw: ls -d /tmp/sojourn-*; pgrep -f '[a]gent serve' | head -n1
       register: first
-    - ansible.builtin.raw: ls -d /tmp/sojourn-*; pgrep -f 'agent serve' | head -n1
+    - ansible.builtin.raw: ls -d /tmp/sojourn-*; pgrep -f '[a]gent serve' | head -n1
       register: second
     - ansible.builtin.meta: reset_connection
-    - ansible.builtin.raw: ls -d /tmp/sojourn-*; pgrep -f 'agent serve' | head -n1
+    - ansible.builtin.raw: ls -d /tmp/sojourn-*; pgrep -f '[a]gent serve' | head -n1
       register: third
     - ansible.builtin.debug: {msg: "same {{ first.stdout == second.stdout }} new {{ third.stdout != second.stdout }}"}
 """))
     assert "same True new True" in text
 
 
-def test_wait_for_connection(controller: Controller) -> None:
-    assert "SUCCESS" in good(controller.run("ansible", "linux", "-m", "wait_for_connection", "-a", "timeout=20"))
+def test_wait_for_connection(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """A host that is away is asked again until it is there."""
+    output = tmp_path / "output"
+    with linux_target.cut_off():
+        waiting = controller.start("ansible", "linux", "-vvv", "-m", "wait_for_connection", "-a", "timeout=120 connect_timeout=2 sleep=1", output=output)
+        wait_for("a second try", lambda: output.read_text().count("attempting ping") >= 2 or waiting.poll() is not None, 60)
+        assert waiting.poll() is None, output.read_text()
+    assert waiting.wait(120) == 0 and "linux1 | SUCCESS" in output.read_text(), output.read_text()
 
 
 def test_both_kinds_in_one_play(controller: Controller, tmp_path: Path, family: str) -> None:

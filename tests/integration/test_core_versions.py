@@ -51,7 +51,7 @@ def variables(other: Other, tmp_path: Path) -> Iterator[dict[str, str]]:
         "PYTHONWARNINGS": "default::DeprecationWarning",
         "SOJOURN_TEST_MARK": mark,
     }
-    wait_for("the controller's processes to end", lambda: not marked(mark), timeout=30)
+    wait_for("the controller's processes to end", lambda: not marked(mark), timeout=60)
 
 
 def marked(mark: str) -> list[str]:

@@ -129,7 +129,7 @@ def test_a_dead_host(controller: Controller, target: Any, family: str, tmp_path:
     address = nobody.ula if family == "ipv6" else nobody.ipv4
     begin = time.monotonic()
     result = diagnose(controller, tmp_path, target, "-e", f"ansible_host={address}", "-T", "3", family=family)
-    assert time.monotonic() - begin < 40  # and not SMB's own minute
+    assert time.monotonic() - begin < 55  # and not SMB's own minute
     assert result["unreachable"] and result["error"]["code"] in ("SD-202", "SD-204")
     assert address in values(result, "address") and values(result, "libraries") and values(result, "agent")["ports"]
 

@@ -263,15 +263,19 @@ def test_an_installer_that_waits(controller: Controller, packages: dict[str, Pat
     package = packages["behave" if target.kind == "linux" else "exe"]
     tasks = [
         install("asks", src=package, arguments=["--input"], timeout=20),
-        install("waits", src=package, arguments=["--line", "begun", "--tree", "3", "613"], timeout=3),
+        install("waits", src=package, arguments=["--line", "begun", "--tree", "3", "613"], timeout=10),
     ]
     played = play(controller, tmp_path, tasks, hosts=target.name).well()
     assert (played[target.name, "asks"]["state"], played[target.name, "asks"]["stdout"]) == ("installed", "got \n")
     waits = played[target.name, "waits"]
     assert (waits["state"], waits["error"]["code"], waits["stdout"]) == ("failed", "SD-704", "begun\n")
-    assert "did not end within 3 s; its whole process tree was killed" in waits["msg"]
-    assert 3 <= waits["seconds"]["install"] < 20
-    assert "613" not in target.exec(["ps", "-eo", "args"]).stdout
+    assert "did not end within 10 s; its whole process tree was killed" in waits["msg"]
+    assert 10 <= waits["seconds"]["install"] < 60
+    wait_for("its children to be gone", lambda: not [line for line in _commands(target) if line.endswith(" 613")], 60)
+
+
+def _commands(target: Any) -> list[str]:
+    return [line.rstrip() for line in target.exec(["ps", "-eo", "args"]).stdout.splitlines()]
 
 
 def test_output_is_shown_while_it_runs(controller: Controller, packages: dict[str, Path], tmp_path: Path, target: Any) -> None:
@@ -283,7 +287,7 @@ def test_output_is_shown_while_it_runs(controller: Controller, packages: dict[st
     - name: slow
       sojourn.deploy.install:
         src: {packages["behave" if target.kind == "linux" else "exe"]}
-        arguments: --lines 3 1
+        arguments: --lines 3 3
 """
     )
     controller.run("true")  # writes the inventory
@@ -299,7 +303,7 @@ def test_output_is_shown_while_it_runs(controller: Controller, packages: dict[st
     assert all(line in seen for line in lines), seen
     (end,) = [moment for line, moment in seen.items() if line.startswith(f"changed: [{target.name}]")]
     assert seen[lines[1]] - seen[lines[0]] > 0.5
-    assert end - seen[lines[0]] > 2, "the first line was shown long before the installer's end"
+    assert end - seen[lines[0]] > 4, "the first line was shown long before the installer's end"
 
 
 @pytest.mark.leaves("files: /var/log/sojourn-behave.log")
@@ -334,4 +338,4 @@ def test_a_timeout_of_the_task_ends_the_installer(controller: Controller, packag
     task = install("slow", src=packages["behave"], arguments="--tree 2 617") | {"timeout": 3}
     played = play(controller, tmp_path, [task])
     assert played.recap("linux1")["ignored"] == 1
-    wait_for("the installer's processes to end", lambda: "617" not in linux_target.exec(["ps", "-eo", "args"]).stdout, timeout=20)
+    wait_for("the installer's processes to end", lambda: "617" not in linux_target.exec(["ps", "-eo", "args"]).stdout, timeout=60)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,10 @@ def nothing_left(lab: Lab) -> Iterator[None]:
     target = lab.target("windows1")
     before = take(target)
     yield
-    assert not [str(difference) for difference in compare(before, take(target))]
+    deadline, looks = time.monotonic() + 30, 0
+    while (differences := [str(difference) for difference in compare(before, take(target))]) and (looks < 2 or time.monotonic() < deadline):
+        looks += 1  # its own services come and go
+    assert not differences, "\n".join(differences)
 
 
 class Member(Controller):
@@ -182,7 +186,7 @@ def test_diagnosis_without_a_ticket(member: Member, tmp_path: Path) -> None:
 
 def test_diagnosis_of_a_ticket_that_has_expired(member: Member, tmp_path: Path) -> None:
     member.kinit("-l", "1s")
-    wait_for("the ticket to expire", lambda: subprocess.run(["klist", "-s"], env={**os.environ, **member.environment}, check=False).returncode, 10)
+    wait_for("the ticket to expire", lambda: subprocess.run(["klist", "-s"], env={**os.environ, **member.environment}, check=False).returncode, 60)
     found, result = told(member, tmp_path)
     assert result["error"]["code"] == "SD-302" and "has expired (" in found["ticket"]
 

@@ -103,7 +103,7 @@ class TestFirewall:
             closing = role("firewall", firewall_ports=[{"port": PORT, "state": "closed"}])
             played = play(controller, tmp_path, [opening, opening, look, closing, closing, opening], hosts=target.name).well()
             assert [entry["changed"] for entry in self.items(played)] == [True, False, True, False, True]
-            wait_for("what was left open to be closed with the run", lambda: not any(self.reach(target).values()), timeout=30)
+            wait_for("what was left open to be closed with the run", lambda: not any(self.reach(target).values()), timeout=60)
 
     def test_one_source(self, controller: Controller, tmp_path: Path, target: Any, family: str, closed_afterwards: None) -> None:
         addresses = controller.lab.network.addresses(FIXED_HOSTS["controller"])

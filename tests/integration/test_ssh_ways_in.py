@@ -23,8 +23,10 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import Sojou
 from tests.integration.conftest import Controller
 from tests.integration.playing import play
 from tests.integration.test_bad_luck_ways_in import refused
+from tests.integration.test_core_versions import marked
 from tests.lab import Lab
 from tests.lab.namespaces import inside
+from tests.lab.waiting import wait_for
 from tests.parallel import worker_of
 
 pytestmark = pytest.mark.xdist_group("ssh")  # one lab more is enough
@@ -510,7 +512,9 @@ def test_relative_paths_lead_from_where_ansible_was_started(controller: Controll
 
     def said(connection: str) -> tuple[int, str]:
         words = ["ansible", "-i", str(inventory), "web1", "-c", connection, "-m", "ansible.builtin.command", "-a", "id -un", "-o"]
-        done = controller.run("sh", "-c", f'cd {tmp_path} && exec "$@"', "sh", *words)
+        mark = str(tmp_path)
+        done = controller.run("sh", "-c", f'cd {tmp_path} && exec "$@"', "sh", *words, environment={"SOJOURN_TEST_MARK": mark})
+        wait_for("its broker to end, which reads the files once more", lambda: not marked(mark), 60)
         return done.returncode, done.stdout + done.stderr
 
     with admitted(controller, key, (linux_target, "root")):

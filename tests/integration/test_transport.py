@@ -121,11 +121,16 @@ def test_auto_goes_by_tunnel_where_it_must(controller: Controller, target: Any, 
 def test_auto_tells_the_user_which_it_took(controller: Controller, target: Any) -> None:
     """With -v, as nothing else about the way in."""
     words = ("ansible", target.name, "-e", "ansible_sojourn_transport=auto ansible_sojourn_agent_ports=62286", "-m", "raw", "-a", "echo hello")
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        done = controller.run(*words, *more)
+        wait_for("the end of its agent, which has the port", lambda: "sojourn-" not in _folders(target), 60)
+        return done
+
     with target.cut_off(62286):
         for verbose in ("-v", None):
-            done = controller.run(*words, *([verbose] if verbose else []))
+            done = run(*([verbose] if verbose else []))
             assert done.returncode == 0 and ("NOT DIRECTLY" in done.stdout and "by tunnel" in done.stdout) is bool(verbose), done.stdout + done.stderr
-    done = controller.run(*words, "-v")
+    done = run("-v")
     assert done.returncode == 0 and "NOT DIRECTLY" not in done.stdout
 
 
@@ -140,10 +145,10 @@ def test_a_connection_that_is_lost_is_made_anew(controller: Controller, target: 
 
 
 def test_the_lease_is_renewed_through_the_tunnel(controller: Controller, target: Any) -> None:
-    agent = controller.agent(target, transport="tunnel", lease_seconds=2)
+    agent = controller.agent(target, transport="tunnel", lease_seconds=5)
     process = agent.deploy()["info"]["process_id"]
     # Three leases long: what runs there tells of the time, and is not what keeps it alive.
-    wait = "sleep 6" if target.kind == "linux" else "cmd /c ping -n 7 127.0.0.1 >nul"
+    wait = "sleep 15" if target.kind == "linux" else "cmd /c ping -n 16 127.0.0.1 >nul"
     agent.execute(command_line=wait, safe_to_kill=True)
     assert agent.info()["process_id"] == process
     agent.remove()
@@ -151,10 +156,10 @@ def test_the_lease_is_renewed_through_the_tunnel(controller: Controller, target:
 
 def test_the_lease_cleans_up_behind_the_tunnel(controller: Controller, target: Any, family: str) -> None:
     """Its broker is killed, and the connection with it."""
-    controller.agent(target, family, transport="tunnel", lease_seconds=3).deploy()
+    controller.agent(target, family, transport="tunnel", lease_seconds=6).deploy()
     kill(controller.broker_pid)
     controller.forget()
-    wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 30)
+    wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 60)
 
 
 def test_the_next_run_takes_the_agent_over_through_the_tunnel(controller: Controller, target: Any, family: str) -> None:
@@ -174,7 +179,7 @@ def test_an_agent_that_was_killed_behind_the_tunnel_is_replaced(controller: Cont
     agent = controller.agent(target, transport="tunnel")
     before = agent.deploy()["info"]
     target.exec(["pkill", "-9", "-f", f"sojourn-{before['run']}.agent{'.exe' if target.kind == 'windows' else ''}['\"]? serve$"])
-    wait_for("its guard to have cleaned up", lambda: "sojourn-" not in _folders(target), 30)
+    wait_for("its guard to have cleaned up", lambda: "sojourn-" not in _folders(target), 60)
     assert _says(agent, target)
     after = agent.info()
     assert after["process_id"] != before["process_id"] and after["transport"] == "tunnel"
@@ -195,9 +200,9 @@ def test_a_restarted_target_is_found_through_the_tunnel(controller: Controller, 
 def no_forwarding(linux_target: Any) -> Any:
     """An sshd that forwards nothing."""
     setting = "/etc/ssh/sshd_config.d/no-forwarding.conf"
-    linux_target.exec(["sh", "-c", f"echo AllowTcpForwarding no > {setting} && systemctl reload ssh"])
+    linux_target.exec(["sh", "-c", f"echo AllowTcpForwarding no > {setting} && systemctl reset-failed ssh && systemctl restart ssh"])
     yield
-    linux_target.exec(["sh", "-c", f"rm {setting} && systemctl reload ssh"])
+    linux_target.exec(["sh", "-c", f"rm {setting} && systemctl reset-failed ssh && systemctl restart ssh"])
 
 
 def test_a_server_that_forwards_nothing_is_told_of(controller: Controller, linux_target: Any, family: str, no_forwarding: None) -> None:

@@ -118,7 +118,7 @@ def test_existing_credentials(
     try:
         if where == "SSH agent":
             keys = subprocess.Popen(["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL)
-            wait_for("the SSH agent", (tmp_path / "agent").exists, 10)
+            wait_for("the SSH agent", (tmp_path / "agent").exists, 60)
             monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
             subprocess.run(["ssh-add", "-q", folder / "id_ed25519"], check=True)
         agent = controller.agent(linux_target, family, password=None)
@@ -342,7 +342,7 @@ def test_a_timeout_kills_the_whole_tree(controller: Controller, linux_target: An
     agent = controller.agent(linux_target)
     result = agent.execute(command_line="sleep 4711 & sleep 4711; wait", timeout=0.5)
     assert result["timed_out"] is True
-    assert linux_target.exec(["pgrep", "-f", "sleep 4711"], check=False).stdout == ""
+    wait_for("all of it to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4711"], check=False).stdout == "", 60)
 
 
 def test_a_caller_that_goes_away_kills_its_process(controller: Controller, linux_target: Any) -> None:
@@ -359,7 +359,7 @@ def test_a_caller_that_goes_away_kills_its_process(controller: Controller, linux
 
     with pytest.raises(Interrupted):
         agent.execute(command_line="echo started; sleep 4712", on_output=interrupt)
-    wait_for("sleep to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4712"], check=False).stdout == "", 10)
+    wait_for("sleep to be gone", lambda: linux_target.exec(["pgrep", "-f", "sleep 4712"], check=False).stdout == "", 60)
 
 
 # The end, however it comes
@@ -378,16 +378,19 @@ def test_the_broker_cleans_up(controller: Controller, target: Any, family: str, 
 
 
 def test_the_lease_cleans_up_after_a_killed_broker(controller: Controller, target: Any, family: str) -> None:
-    agent = controller.agent(target, family, lease_seconds=3)
+    agent = controller.agent(target, family, lease_seconds=6)
     port = agent.deploy()["info"]["port"]
     kill(controller.broker_pid)
     controller.forget()
-    wait_for("the agent to go", lambda: not target.can_connect(port, family), 30)
-    wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 30)
+    wait_for("the agent to go", lambda: not target.can_connect(port, family), 60)
+    wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 60)
     if target.kind == "linux":
-        lines = target.exec(["journalctl", "-b", "-o", "cat", "-t", "sojourn-agent", "--no-pager"]).stdout.splitlines()[-2:]
-        assert lines[0].endswith(": no sign of life from the controller for 3 s. The agent removes itself."), lines
-        assert ": the agent has ended and removed the firewall rule sojourn-" in lines[1], lines
+        def told() -> bool:
+            lines = target.exec(["journalctl", "-b", "-o", "cat", "-t", "sojourn-agent", "--no-pager"]).stdout.splitlines()[-2:]
+            return (len(lines) == 2 and lines[0].endswith(": no sign of life from the controller for 6 s. The agent removes itself.")
+                    and ": the agent has ended and removed the firewall rule sojourn-" in lines[1])
+
+        wait_for("its last words, which it says when the folder is gone", told, 60)
 
 
 def _kill_agent(target: Any, run: str, *, guard: bool) -> None:
@@ -412,15 +415,15 @@ def test_an_agent_that_was_killed_leaves_nothing_though_nobody_comes(controller:
     line = f"while ! [ -e {go_on} ]; do sleep 0.1; done" if target.kind == "linux" else r"cmd /c for /l %i in (1,0,2) do if exist C:\go-on exit"
     thread = threading.Thread(target=lambda: _ignore(lambda: agent.execute(command_line=line)), daemon=True)
     thread.start()
-    wait_for("the process", lambda: _unfinished(target) == 1, 20)
+    wait_for("the process", lambda: _unfinished(target) == 1, 60)
     kill(controller.broker_pid)
     controller.forget()
     _kill_agent(target, info["run"], guard=False)
-    wait_for("the port to close", lambda: not target.can_connect(info["port"], family), 30)
+    wait_for("the port to close", lambda: not target.can_connect(info["port"], family), 60)
     assert f"sojourn-{info['run']}" in _folders(target)
     target.exec(["touch", go_on])
     try:
-        wait_for("the folder to go", lambda: "sojourn-" not in _folders(target), 40)
+        wait_for("the folder to go", lambda: "sojourn-" not in _folders(target), 60)
     finally:
         target.exec(["rm", go_on])
     thread.join(30)
@@ -437,16 +440,16 @@ def test_a_command_that_may_outlive_its_agent_keeps_nothing_there(controller: Co
     thread = threading.Thread(target=lambda: _ignore(lambda: agent.execute(command_line=line, may_outlive=True)), daemon=True)
     thread.start()
     try:
-        wait_for("the process", lambda: target.exec(["ls", f"{folder}/begun"], check=False).returncode == 0, 20)
+        wait_for("the process", lambda: target.exec(["ls", f"{folder}/begun"], check=False).returncode == 0, 60)
         kill(controller.broker_pid)
         controller.forget()
         if agent_too:
             _kill_agent(target, info["run"], guard=False)
-        wait_for("the port to close", lambda: not target.can_connect(info["port"], family), 30)
-        wait_for("the folder to go", lambda: "sojourn-" not in _folders(target), 40)
+        wait_for("the port to close", lambda: not target.can_connect(info["port"], family), 60)
+        wait_for("the folder to go", lambda: "sojourn-" not in _folders(target), 60)
         assert target.exec(["ls", f"{folder}/went-on"], check=False).returncode != 0
         target.exec(["touch", f"{folder}/go-on"])
-        wait_for("it to go on", lambda: target.exec(["ls", f"{folder}/went-on"], check=False).returncode == 0, 20)
+        wait_for("it to go on", lambda: target.exec(["ls", f"{folder}/went-on"], check=False).returncode == 0, 60)
     finally:
         target.exec(["touch", f"{folder}/go-on"])
         thread.join(30)
@@ -472,19 +475,19 @@ def test_a_module_that_outlives_its_agent_keeps_nothing_there(controller: Contro
         if agent_too:
             linux_target.exec(["pkill", "-9", "-f", "[a]gent serve$"])
         wait_for("the folder to go", lambda: "sojourn-" not in _folders(linux_target), 60)
-        wait_for("its unit to go", lambda: name not in linux_target.exec(["systemctl", "list-units", "--all", "--no-legend", "sojourn-*"]).stdout, 20)
+        wait_for("its unit to go", lambda: name not in linux_target.exec(["systemctl", "list-units", "--all", "--no-legend", "sojourn-*"]).stdout, 60)
         assert linux_target.exec(["pgrep", "-f", "^/usr/bin/python3$"], check=False).stdout.split() == _of_the_shell(linux_target)
         scopes = linux_target.exec(["systemctl", "list-units", "--no-legend", "daemon-*.scope"]).stdout.splitlines()
         assert len(scopes) == 1, scopes
         assert linux_target.exec(["ls", "/tmp/went-on"], check=False).returncode != 0
         linux_target.exec(["touch", "/tmp/go-on"])
-        wait_for("it to go on", lambda: linux_target.exec(["ls", "/tmp/went-on"], check=False).returncode == 0, 20)
+        wait_for("it to go on", lambda: linux_target.exec(["ls", "/tmp/went-on"], check=False).returncode == 0, 60)
     finally:
         run.kill()
         run.wait()
         linux_target.exec(["touch", "/tmp/go-on"])
         try:
-            wait_for("its end", lambda: linux_target.exec(["pgrep", "-f", "^/bin/sh -c touch /tmp/begun"], check=False).returncode != 0, 20)
+            wait_for("its end", lambda: linux_target.exec(["pgrep", "-f", "^/bin/sh -c touch /tmp/begun"], check=False).returncode != 0, 60)
         finally:
             linux_target.exec(["rm", "-f", "/tmp/begun", "/tmp/went-on", "/tmp/go-on"])
 
@@ -513,7 +516,7 @@ def test_a_target_that_reboots_without_its_controller_is_clean(controller: Contr
     controller.forget()
     target.reboot()
     if target.kind == "windows":
-        wait_for("the agent to start again", lambda: target.can_connect(port), 15)
+        wait_for("the agent to start again", lambda: target.can_connect(port), 60)
     wait_for("its folder to go", lambda: "sojourn-" not in _folders(target), 60)
 
 
@@ -596,10 +599,10 @@ def _folders(target: Any) -> str:
 
 def test_the_lease_is_renewed(controller: Controller, target: Any) -> None:
     """The agent lives for several times as long as it lasts, and it begins anew each time."""
-    agent = controller.agent(target, lease_seconds=3)
+    agent = controller.agent(target, lease_seconds=6)
     process = agent.deploy()["info"]["process_id"]
     seen: list[float] = []
-    deadline = time.monotonic() + 9
+    deadline = time.monotonic() + 18
     while time.monotonic() < deadline:
         info = agent.info()
         assert info["process_id"] == process

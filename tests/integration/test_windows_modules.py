@@ -208,7 +208,7 @@ def test_modules(controller: Controller, windows_target: Any, recordings: Callab
     # With PowerShell for the shell, as a Windows host has it by default; the lab's inventory says otherwise.
     tasks = [{"vars": {"ansible_shell_type": "powershell"}, **row.task, "name": row.name, "ignore_errors": row.status == "failed"} for row in table]
     played = play(controller, tmp_path, tasks, "-e", "ansible_connection=recorded", hosts="windows1", environment=environment).well()
-    wait_for("the controller's processes to end", lambda: not marked(mark), timeout=30)
+    wait_for("the controller's processes to end", lambda: not marked(mark), timeout=60)
 
     for row in table:
         assert played.status("windows1", row.name) == row.status, played.output
@@ -269,18 +269,18 @@ def test_what_breaks_away_outlives_its_parent(controller: Controller, windows_ta
 
     def interrupt(stream: str, data: bytes) -> None:
         assert stream == "stdout" and data.startswith(b"left")
-        wait_for("its children", lambda: living(4711) and living(4712), timeout=30)
+        wait_for("its children", lambda: living(4711) and living(4712), timeout=60)
         raise Enough
 
     try:
         words = ["--daemon", "4711", "--breakaway", "4712", "--line", "left", "--sleep", "4713"]
         with pytest.raises(Enough):
             agent.execute([f"{TEMP}\\{program}", *words], on_output=interrupt)
-        wait_for("its tree to be killed", lambda: not living(4711) and not living(4713), timeout=30)
+        wait_for("its tree to be killed", lambda: not living(4711) and not living(4713), timeout=60)
         assert living(4712)
         agent.remove()
         assert living(4712)
     finally:
         windows_target.exec(["pkill", "-f", f"{program} --sleep"], check=False)
-        wait_for("them to end", lambda: not any(map(living, (4711, 4712, 4713))), timeout=10)
+        wait_for("them to end", lambda: not any(map(living, (4711, 4712, 4713))), timeout=60)
         windows_target.exec(["rm", "-f", f"{DISK}/{program}"])

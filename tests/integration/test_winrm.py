@@ -154,22 +154,22 @@ def test_the_broker_cleans_up(controller: Controller, windows_target: Any, famil
 
 
 def test_the_lease_cleans_up_after_a_killed_broker(controller: Controller, windows_target: Any, family: str) -> None:
-    over_winrm(controller, windows_target, family, lease_seconds=3).deploy()
+    over_winrm(controller, windows_target, family, lease_seconds=8).deploy()
     kill(controller.broker_pid)
     controller.forget()
-    wait_for("the agent's folder to go", lambda: not _folders(windows_target), 30)
+    wait_for("the agent's folder to go", lambda: not _folders(windows_target), 60)
 
 
 def test_a_controller_that_is_killed_in_the_upload_leaves_nothing(controller: Controller, windows_target: Any) -> None:
     """Not even a folder: what comes is written when all of it is there."""
     target = over_winrm(controller, windows_target, port=5985).wrapped.target
     with windows_target.slow("200kbps"), stepwise(controller, target, killed=True) as steps:
-        wait_for("PowerShell", lambda: _powershell(windows_target), 30)
+        wait_for("PowerShell", lambda: _powershell(windows_target), 60)
         steps.kill()
     assert not _folders(windows_target)
     # The shell's end is Windows' own: it ends when nobody has used it for two minutes. Nobody waits for that here.
     windows_target.exec(["systemctl", "restart", "sojourn-lab-winrm.service"])
-    wait_for("PowerShell to end", lambda: not _powershell(windows_target), 10)
+    wait_for("PowerShell to end", lambda: not _powershell(windows_target), 60)
     assert not _folders(windows_target)
 
 
@@ -314,7 +314,7 @@ def test_something_else_on_the_port(controller: Controller, windows_target: Any,
             return True
 
         try:
-            wait_for("the web server", serves, 10)
+            wait_for("the web server", serves, 60)
             error = refused(controller, windows_target, address=stranger, port=8000, winrm_scheme="http")
             assert error.code == "SD-404" and "HTTP 501" in str(error)
         finally:

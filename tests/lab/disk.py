@@ -68,4 +68,4 @@ def unmount(target: Target, *places: str) -> None:
     # systemd makes a unit of every mount, and takes some time to see that it has gone. It tells nobody.
     script = 'systemctl is-active --quiet $(systemd-escape --path --suffix=mount -- "$@")'
     ask = ["sh", "-c", script, "sh", *places]
-    wait_for("systemd to see that something was unmounted", lambda: target.exec(ask, check=False).returncode != 0, 15)
+    wait_for("systemd to see that something was unmounted", lambda: target.exec(ask, check=False).returncode != 0, 60)

@@ -96,7 +96,7 @@ class FirewallTool:
 
     calls: int
 
-    def wait_held(self, timeout: float = 30) -> str:
+    def wait_held(self, timeout: float = 120) -> str:
         """Return once a call is being held (one that no earlier wait told of); its words."""
         if not select.select([self.calls], [], [], timeout)[0]:
             raise LabError(f"gave up after {timeout:.0f} s waiting for the firewall tool to be called")

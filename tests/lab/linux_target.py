@@ -83,7 +83,7 @@ class LinuxTarget(Target):
     def answers(self) -> bool:
         return self.greeting(22).startswith(b"SSH-")
 
-    def wait_until_up(self, timeout: float = 60) -> None:
+    def wait_until_up(self, timeout: float = 180) -> None:
         super().wait_until_up(timeout)
         if self.lab.settings["firewall"] == "firewalld":
             # It is "started" for systemd once it is on the bus, some tenths of a second before its rules are there.

@@ -189,7 +189,7 @@ def remove_cgroups(*names: str) -> None:
                     path.rmdir()
             return not group.exists()
 
-        wait_for(f"the processes in {group} to end and the group to be removed", gone, 30)
+        wait_for(f"the processes in {group} to end and the group to be removed", gone, 60)
     for root in cgroups():
         with contextlib.suppress(OSError):
             root.rmdir()  # only when no other lab is in it

@@ -127,7 +127,7 @@ class Target(ABC):
                 return Process.find(pid)
         return None
 
-    def wait_until_up(self, timeout: float = 60) -> None:
+    def wait_until_up(self, timeout: float = 180) -> None:
         """Return once the way in answers; a target that ended instead says why."""
 
         def up() -> bool:
@@ -142,15 +142,15 @@ class Target(ABC):
         # Before it has finished booting, accounts other than root may not log in.
         self.exec(["systemctl", "is-system-running", "--wait"], check=False)
 
-    def reboot(self, timeout: float = 60) -> None:
+    def reboot(self, timeout: float = 180) -> None:
         """Have its own system restart it; returns when it answers again."""
         self._new_boot(lambda: self.exec(["systemctl", "reboot"], check=False), timeout)
 
-    def cut(self, timeout: float = 60) -> None:
+    def cut(self, timeout: float = 180) -> None:
         """Cut its power, give it back; the disk stays as it is."""
         self._new_boot(lambda: self._tell_supervisor(signal.SIGUSR1), timeout)
 
-    def reset(self, timeout: float = 60) -> None:
+    def reset(self, timeout: float = 180) -> None:
         """Cut its power and start it with a fresh disk: as after `up`, but with new SSH host keys."""
         self._new_boot(lambda: self._tell_supervisor(signal.SIGUSR2), timeout)
         self.lab.write_known_hosts()

@@ -42,7 +42,7 @@ def held(target: Target, kind: str, name: str) -> Iterator[None]:
         with contextlib.suppress(BrokenPipeError):
             holder.stdin.close()
         holder.stdout.close()
-        holder.wait(20)
+        holder.wait(120)
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ class WindowsTarget(Target):
             raise LabError(f"no wineserver runs on {self.name}")
         return clock.jumped([*server, *(processes or (process for process in found if process.is_windows))], seconds)
 
-    def write_registry(self, timeout: float = 60) -> None:
+    def write_registry(self, timeout: float = 180) -> None:
         """Return once Wine has written to the disk what is in its registry, as it does every 30 s; Windows does it sooner, or when told to.
 
         Before `cut`, which otherwise takes back what was registered, or deregistered, shortly before.

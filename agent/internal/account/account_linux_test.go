@@ -103,7 +103,7 @@ func TestDoLendsRightsToOneThreadOnly(t *testing.T) {
 		}
 	}
 	// No thread of the process keeps the rights; the last one may still be ending.
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(20 * time.Second); ; {
 		kept := lentThreads()
 		if len(kept) == 0 {
 			break

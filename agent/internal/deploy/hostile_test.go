@@ -56,7 +56,7 @@ type siege struct {
 func besiege(t *testing.T) *siege {
 	t.Helper()
 	header, stall, drain := headerTimeout, stallTimeout, drainTimeout
-	headerTimeout, stallTimeout, drainTimeout = 2*time.Second, time.Second, time.Second
+	headerTimeout, stallTimeout, drainTimeout = 2*time.Second, 3*time.Second, time.Second
 	percent, limit := debug.SetGCPercent(40), debug.SetMemoryLimit(64<<20) // as main has it
 	t.Cleanup(func() {
 		headerTimeout, stallTimeout, drainTimeout = header, stall, drain

@@ -684,7 +684,7 @@ func TestShutdownIsAnsweredFirst(t *testing.T) {
 	}
 	select {
 	case <-s.ShutdownAsked():
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Error("nobody was told")
 	}
 }

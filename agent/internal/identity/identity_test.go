@@ -46,7 +46,7 @@ func talk(address string, config *tls.Config) (string, error) {
 		return "", err
 	}
 	defer connection.Close()
-	_ = connection.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = connection.SetDeadline(time.Now().Add(20 * time.Second))
 	all, err := io.ReadAll(connection)
 	return string(all), err
 }
@@ -122,7 +122,7 @@ func TestTheServerSpeaksNothingWithoutTLS(t *testing.T) {
 	}
 	defer connection.Close()
 	_, _ = io.WriteString(connection, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-	_ = connection.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = connection.SetDeadline(time.Now().Add(20 * time.Second))
 	if got, err := io.ReadAll(connection); len(got) > 7 || errors.Is(err, io.ErrNoProgress) { // a TLS alert at most
 		t.Errorf("%q, %v", got, err)
 	}

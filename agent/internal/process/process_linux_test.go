@@ -190,7 +190,7 @@ func allEnded(t *testing.T, file string, number int) {
 			continue
 		}
 		defer unix.Close(process)
-		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, 5000); n != 1 {
+		if n, _ := unix.Poll([]unix.PollFd{{Fd: int32(process), Events: unix.POLLIN}}, 20000); n != 1 {
 			t.Errorf("process %s still runs", id)
 			_ = unix.Kill(number, unix.SIGKILL)
 		}
@@ -211,7 +211,7 @@ func noted(t *testing.T, p *Process, file string, number int) {
 
 func TestTimeoutKillsTheTree(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ids")
-	_, p := run(t, &Request{CommandLine: treeCommand(file), Timeout: 500 * time.Millisecond})
+	_, p := run(t, &Request{CommandLine: treeCommand(file), Timeout: 5 * time.Second})
 	noted(t, p, file, 3)
 	s := p.Await(t.Context(), long, nil)
 	if !s.Ended || !s.TimedOut || s.ExitCode != 137 {

@@ -369,7 +369,7 @@ func TestWarmTreeIsKilled(t *testing.T) {
 	w := newWarming(t)
 	mark := filepath.Join(t.TempDir(), "child")
 	text := program(t, "import subprocess, time\np = subprocess.Popen(['sleep', '600'])\nopen('"+mark+"', 'w').write(str(p.pid))\ntime.sleep(600)", "", nil)
-	p := w.start(true, text, func(r *Request) { r.Timeout = 2 * time.Second })
+	p := w.start(true, text, func(r *Request) { r.Timeout = 10 * time.Second })
 	if s := p.Await(t.Context(), long, nil); !s.TimedOut || s.ExitCode != 128+int64(unix.SIGKILL) {
 		t.Errorf("%+v", s)
 	}
@@ -618,7 +618,7 @@ func TestWarmIsNotKeptByStrangers(t *testing.T) {
 	}()
 	begin := time.Now()
 	got := w.run(true, program(t, "print(1)", "", nil))
-	if took := time.Since(begin); got != "0|1\n|" || took > 8*time.Second {
+	if took := time.Since(begin); got != "0|1\n|" || took > 12*time.Second {
 		t.Errorf("%q after %v", got, took)
 	}
 	close(stop)

@@ -110,7 +110,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def endpoint(self, fingerprint: str | None = None) -> Endpoint:
         return Endpoint(
-            network.resolve("::1", self.server_address[1])[0], fingerprint or self.credentials.fingerprint, "62286-62293", "web1", connection_timeout=5
+            network.resolve("::1", self.server_address[1])[0], fingerprint or self.credentials.fingerprint, "62286-62293", "web1", connection_timeout=30
         )
 
 

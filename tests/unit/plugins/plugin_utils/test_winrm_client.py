@@ -408,9 +408,9 @@ def test_nothing_is_left_open(windows: Windows) -> None:
         windows.begin(scheme).close()
     # The server's ends are closed by threads of its own.
     deadline = time.monotonic() + 10
-    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
+    while (now := len(os.listdir("/proc/self/fd"))) > before and time.monotonic() < deadline:
         threading.Event().wait(0.01)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert now <= before
 
 
 def test_how_long_sending_takes_is_not_the_commands(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
