@@ -13,12 +13,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r'''
 module: copy
-short_description: Copy files to a Linux target, a folder of them in a few exchanges
+short_description: Copy files to a Linux target, in a few exchanges
 version_added: 0.1.0
 description:
-  - Does what M(ansible.builtin.copy) does, with the same options and the same results. For a folder on the controller it needs a few exchanges with the target,
-    where M(ansible.builtin.copy) needs several for each file.
-  - Everything else (a single file, O(content), O(remote_src=true), a Windows target) is handed to ansible-core's own action.
+  - Does what M(ansible.builtin.copy) does, with the same options and the same results. It needs a few exchanges with the target for a whole folder, and two
+    for a single file or O(content) of at most 64 kB, where M(ansible.builtin.copy) needs six for each file.
+  - Everything else (larger single files, single files with O(validate), O(remote_src=true), a Windows target, a connection without pipelining) goes as by
+    ansible-core's own action.
   - Works over any connection.
 options:
   src:
@@ -84,13 +85,15 @@ attributes:
     description: Files that are encrypted with Ansible Vault are decrypted.
     support: full
 notes:
+  - The option C(bundle_copies) of the callback P(sojourn.deploy.lifecycle#callback) has M(ansible.builtin.copy) be this one, for all of a run.
   - In a play or block with C(collections) of which V(sojourn.deploy) is one, plain C(copy) is this one. A role has to name it in C(collections) of its
     own C(meta/main.yml).
   - Files whose names are no UTF-8, which M(ansible.builtin.copy) refuses, are copied. One with a variable of the environment in its name (C($HOME)) fails with
     both.
   - A failure comes with the first file that fails, one that changes or vanishes on the controller meanwhile too. The files before it are in place then, as with
     M(ansible.builtin.copy).
-  - A file of 32 MB or more goes in exchanges of its own; the others go in bundles of 128 MB.
+  - In a folder, a file of 32 MB or more goes in exchanges of its own; the others go in bundles of 128 MB. What is at most 64 kB in all comes with the
+    module that places it, and no temporary folder is made on the target.
   - Where another C(copy) or C(file) takes the place of ansible-core's (in a folder C(library)), or with mitogen's strategy, all is left to ansible-core's
     action.
 author:

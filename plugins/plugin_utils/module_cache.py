@@ -27,6 +27,10 @@ MODULES: t.Mapping[str, tuple[str, ...]] = {
     'assemble': ('stat', 'assemble', 'copy', 'file'), 'copy': ('stat', 'copy', 'file'), 'fetch': ('stat',), 'gather_facts': ('setup',),
     'shell': ('command',), 'template': ('stat', 'copy', 'file'), 'unarchive': ('stat', 'unarchive'),
 }
+#: What copies where it is this collection's action that does.
+COPYING = ('ansible.legacy.stat', 'sojourn.deploy.copy', 'ansible.legacy.file')
+#: Core's actions by which that copies too, if it is to.
+COPIED = frozenset(('copy', 'template'))
 #: Actions without a module on the target.
 NONE = frozenset((
     'add_host', 'assert', 'debug', 'fail', 'group_by', 'import_role', 'import_tasks', 'include_role', 'include_tasks', 'include_vars', 'meta', 'pause',
@@ -47,15 +51,15 @@ def prepare() -> None:
         json.get_module_decoder('legacy', json.Direction.MODULE_TO_CONTROLLER)
 
 
-def fill(play: t.Any) -> int | None:
-    """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be."""
+def fill(play: t.Any, bundle_copies: bool = False) -> int | None:
+    """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be. ``bundle_copies``: as the option of lifecycle."""
     try:
         pid = os.fork()
     except OSError:
         return None
     if not pid:
         try:
-            _child(play, os.getppid())
+            _child(play, bundle_copies, os.getppid())
         except BaseException:  # the workers do it, and tell what is wrong
             pass
         finally:
@@ -74,7 +78,7 @@ def stop(pid: int, *, wait: bool = True) -> bool:
         return True
 
 
-def _child(play: t.Any, parent: int) -> None:
+def _child(play: t.Any, bundle_copies: bool, parent: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.alarm(LONGEST)  # a lock may have been another thread's when this process was forked
@@ -85,25 +89,33 @@ def _child(play: t.Any, parent: int) -> None:
     if compile_ast is not None:
         module_common._compile_module_ast = functools.lru_cache(maxsize=None)(compile_ast)
     templar = Templar(loader=DataLoader(), variables={})
-    for name, collections in modules(play):
+    for name, collections in modules(play, bundle_copies):
         if os.getppid() != parent:
             return
         with contextlib.suppress(Exception):
             _pack(name, collections, templar)
 
 
-def modules(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
+def modules(play: t.Any, bundle_copies: bool = False) -> t.Iterator[tuple[str, list[str] | None]]:
     """Names of the Python modules that a play's tasks run, as far as can be told beforehand, each once, with its task's ``collections``."""
     seen = set()
     for action, collections in _actions(play):
-        leaf = action.rpartition('.')[2]
-        builtin = '.' not in action or action.startswith(_BUILTIN)
-        if builtin and leaf in NONE:
-            continue
-        for name in (f'ansible.legacy.{module}' for module in MODULES[leaf]) if builtin and leaf in MODULES else (action,):
+        for name in _names(action, bundle_copies):
             if name not in seen:
                 seen.add(name)
                 yield name, collections
+
+
+def _names(action: str, bundle_copies: bool) -> t.Iterable[str]:
+    leaf = action.rpartition('.')[2]
+    builtin = '.' not in action or action.startswith(_BUILTIN)
+    if action == 'sojourn.deploy.copy' or (builtin and bundle_copies and leaf in COPIED):
+        return COPYING
+    if builtin and leaf in NONE:
+        return ()
+    if builtin and leaf in MODULES:
+        return (f'ansible.legacy.{module}' for module in MODULES[leaf])
+    return (action,)
 
 
 def _actions(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:

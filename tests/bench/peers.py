@@ -118,7 +118,7 @@ class Peers:
         }  # fmt: skip
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # of who works on the project; whoever uses it has compiled files
         if column == OURS:  # as docs have it in ansible.cfg; the end of a run then waits for the clean-up
-            environment["ANSIBLE_CALLBACKS_ENABLED"] = "sojourn.deploy.lifecycle"
+            environment |= {"ANSIBLE_CALLBACKS_ENABLED": "sojourn.deploy.lifecycle", "SOJOURN_BUNDLE_COPIES": "true"}
         if column == "mitogen":
             site = next((self.controller / "lib").glob("python3*/site-packages"))
             environment |= {"ANSIBLE_STRATEGY": "mitogen_linear", "ANSIBLE_STRATEGY_PLUGINS": str(site / "ansible_mitogen/plugins/strategy")}
