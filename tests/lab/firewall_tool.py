@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from .disk import unmount
 from .errors import LabError
+from .waiting import wait_for
 
 if TYPE_CHECKING:
     from .target import Target
@@ -135,6 +136,11 @@ def firewall_tool(target: Target, fails: str | None, holds: str | None) -> Itera
 
 
 def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # gone with the container that it was in
+    def gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)  # gone with the container that it was in
+        return not folder.exists()
+
+    # A call that had seen that it is to be held makes the gate anew if it comes to it just now: then the folder is not empty.
+    wait_for("the firewall tool to be let go", gone, 60)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()  # on Windows the session has more in it
