@@ -97,6 +97,11 @@ class Parallel:
         config.option.loadscopereorder = False
         return Scheduler(config, log)
 
+    @pytest.hookimpl(wrapper=True, optionalhook=True)
+    def pytest_report_to_serializable(self) -> Generator[None, Any, Any]:
+        """What a worker reports: a name that is no UTF-8, as a target's file may have one, would end all of the run."""
+        return encodable((yield))
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
         """Run a test with its fixtures when it is its turn."""
@@ -116,12 +121,23 @@ class Parallel:
             printer.ensure_newline()
             printer.write_line(f"    {report.nodeid}, {report.when}:")
             for line in report.longreprtext.splitlines()[-WHY_LINES:]:
-                printer.write_line(f"    {line}")
+                printer.write_line(f"    {encodable(line)}")
         if report.when == "call" and printer and not worker_of(self.config):
             for name, text in report.user_properties:
                 if name == SAID:
                     printer.ensure_newline()
-                    printer.write_line(f"    {text}")
+                    printer.write_line(f"    {encodable(text)}")
+
+
+def encodable(data: Any) -> Any:
+    """The same, with what UTF-8 cannot have written as Python would."""
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {encodable(key): encodable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(encodable, data))
+    return data
 
 
 def _alone(item: pytest.Item | None) -> bool:

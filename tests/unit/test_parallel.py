@@ -63,6 +63,7 @@ def test_long(give_way):
 def test_alone(number, say):
     note("alone", 0.1)
     say(f"said by {number}")
+    say("no UTF-8: \\udcd8")
 
 @pytest.mark.alone
 @pytest.mark.xdist_group("together")
@@ -82,6 +83,7 @@ def test_side_by_side(tmp_path: Path, workers: int) -> None:
     done = subprocess.run([*command, "--numprocesses", str(workers), "."], cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"=+ 20 passed in .* =+$", done.stdout.strip())
+    assert "no UTF-8: \\udcd8\n" in done.stdout
     assert "said by 0\n" in done.stdout and "said by 1\n" in done.stdout
     assert list((tmp_path / "temporary").glob("sojourn-*")) == []
 
