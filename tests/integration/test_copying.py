@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import hashlib
 import json
 import os
@@ -285,6 +286,15 @@ def test_in_the_place_of_ansible_cores(controller: Controller, other: Other | No
     ]
     again = [{**task, "name": f"{task['name']} again"} for task in tasks]
     read = {"name": "read", "ansible.builtin.shell": f"cd {AT} && find . -type f | sort | xargs sha1sum; stat -c %a page text few/one.txt"}
+    page = {"src": f"{tmp_path}/page.j2", "dest": f"{AT}/page.conf"}
+    fails: list[dict[str, Any]] = [
+        {"name": "not valid", "ansible.builtin.template": {**page, "validate": "false %s"}},
+        {"name": "no folder, no pipelining", "ansible.builtin.template": {**page, "dest": f"{AT}/no/such/page.conf"}, "vars": {"ansible_pipelining": False}},
+        {"name": "the first is not valid", "ansible.builtin.template": {**page, "validate": "{{ item }}"}, "loop": ["false %s", "true %s", ""]},
+        {"name": "no YAML for JSON", "ansible.builtin.copy": {"content": "x", "dest": f"{AT}/x", "group": datetime.date(2020, 1, 2)}},
+    ]
+    fails = [{**task, "ignore_errors": True} for task in fails]
+    left = {"name": "left", "ansible.builtin.raw": "find /root/.ansible/tmp /tmp -mindepth 1 -name 'ansible*'", "failed_when": False}
     defaults = [{"ansible.builtin.copy": {"dest": f"{AT}/text", "mode": "0604"}}]
     environment = {"ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle", "ANSIBLE_HOME": f"{tmp_path}/home"}
     environment |= other.environment() if other else {}
@@ -298,7 +308,40 @@ def test_in_the_place_of_ansible_cores(controller: Controller, other: Other | No
         results.append([alike(played["linux1", task["name"]]) for task in (*tasks, *again, read)])
         for volatile in ("start", "end", "delta"):
             results[-1][-1].pop(volatile)
+        failed = play(controller, tmp_path, [room, *fails, left, clean], environment=environment | more, module_defaults=defaults).well()
+        assert failed["linux1", "left"]["stdout"] == "", "what is rendered stays on no target"
+        results[-1] += [alike(failed["linux1", task["name"]]) for task in fails]
+        assert [item["changed"] for item in failed["linux1", "the first is not valid"]["results"]] == [False, True, False]
     assert results[0] == results[1]
+
+
+OWN = """
+from ansible.plugins.action import ActionBase
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        return {"mine": True}
+"""
+
+
+@pytest.mark.leaves(*ALWAYS_LEFT)
+@pytest.mark.xdist_group("controllers")
+@pytest.mark.parametrize("other", [None, OLDEST, NEWEST], ids=["installed", "oldest", "newest"])
+def test_an_action_of_the_users_own_stays_what_it_is(controller: Controller, other: Other | None, tmp_path: Path) -> None:
+    """Beside the playbook, for plain `copy` and what calls it; in either order."""
+    (tmp_path / "action_plugins").mkdir()
+    (tmp_path / "action_plugins/copy.py").write_text(OWN)
+    (tmp_path / "page.j2").write_text("text\n")
+    options = {"content": "text", "dest": f"{AT}-own"}
+    tasks: list[dict[str, Any]] = [
+        {"name": "ours", "sojourn.deploy.copy": options}, {"name": "own", "copy": options}, {"name": "core's", "ansible.builtin.copy": options},
+        {"name": "template", "template": {"src": f"{tmp_path}/page.j2", "dest": f"{AT}-own"}}, {"name": "ours again", "sojourn.deploy.copy": options},
+        {"name": "clean", "ansible.builtin.raw": f"rm -f {AT}-own"},
+    ]  # fmt: skip
+    environment = {"ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle", "ANSIBLE_HOME": f"{tmp_path}/home"}
+    environment |= other.environment() if other else {}
+    for bundled in (False, True):
+        played = play(controller, tmp_path, tasks, environment=environment | {"SOJOURN_BUNDLE_COPIES": str(bundled)}).well()
+        assert [bool(played["linux1", task["name"]].get("mine")) for task in tasks] == [False, True, False, True, False, False]
 
 
 @pytest.mark.leaves(*ALWAYS_LEFT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .disk import unmount
 from .errors import LabError
+from .processes import frozen
 from .waiting import wait_for
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ PLACE = "/run/sojourn-lab/firewall"
 _SENTENCE = "Operation not permitted: the lab has it fail"
 
 _TOOLS = ("/usr/sbin/nft", "/usr/sbin/ufw", "/usr/bin/firewall-cmd", "/usr/sbin/xtables-nft-multi", "/usr/sbin/xtables-legacy-multi")
+# By which names and paths they are called.
+_CALLED = re.compile(r"/(usr/)?s?bin/(nft|ufw|firewall-cmd|ip6?tables\S*|xtables\S*)")
 
 # Over every file that is a firewall tool; a tool of several names goes by the one it is called by.
 _WRAPPER = f"""#!/bin/sh
@@ -129,10 +133,38 @@ def firewall_tool(target: Target, fails: str | None, holds: str | None) -> Itera
         fcntl.flock(gate, fcntl.LOCK_EX)
         (folder / "mode").write_text(f"fails {fails}\n" if fails else f"holds {holds}\n")
         if target.kind == "linux":
-            stack.callback(unmount, target, *_TOOLS)
+            stack.callback(unmount, target, *_TOOLS)  # and waits for systemd to see it
+            stack.callback(_uncover, target)
             target.exec(["sh", "-c", _PUT_BEFORE], input=_WRAPPER)
         yield FirewallTool(calls)
         (folder / "mode").unlink(missing_ok=True)
+
+
+def _uncover(target: Target) -> None:
+    """Unmounts the script from over the tools, in a moment in which no shell is about to read it.
+
+    Between the kernel's exec of a script and the shell's own open of it, by the same path, there would be the tool itself:
+    the shell would take an executable for a script, and make a file of what follows the ">" in it (62, x86-64 in ELF).
+    """
+    def uncovered() -> bool:
+        with frozen(target.lab.name, target.name) as ids:
+            if any(map(_is_about_to_read, ids)):
+                return False
+            target.exec(["sh", "-c", 'for tool; do umount --lazy "$tool"; done', "sh", *_TOOLS], check=False)
+            return True
+
+    if target.leader:
+        wait_for("a moment in which nobody calls the firewall tool", uncovered, 60)
+
+
+def _is_about_to_read(pid: int) -> bool:
+    """Whether a process is a shell that has a tool's path for its script, and has not opened it."""
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words[0] == b"/bin/sh" and _CALLED.fullmatch(words[1].decode(errors="replace")):
+            wrapper = os.stat(f"/proc/{pid}/root{PLACE}/wrapper")
+            return not any(os.path.samestat(wrapper, os.stat(file)) for file in Path(f"/proc/{pid}/fd").iterdir() if os.path.exists(file))
+    return False
 
 
 def _remove(folder: Path) -> None:

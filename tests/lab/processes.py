@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import LabError
 from .namespaces import NETNS
 from .waiting import wait_for, wait_for_exit
 
@@ -168,6 +169,23 @@ def _members(group: Path) -> Iterator[int]:
     for file in [group / "cgroup.procs", *group.rglob("cgroup.procs")]:
         with contextlib.suppress(OSError):
             yield from map(int, file.read_text().split())
+
+
+@contextlib.contextmanager
+def frozen(lab: str, target: str) -> Iterator[list[int]]:
+    """A target whose processes all stand still; their ids, as this machine has them."""
+    for group in cgroups(lab, target, "payload"):
+        freeze, events = group / "cgroup.freeze", group / "cgroup.events"
+        if freeze.exists():
+            break
+    else:
+        raise LabError("there is no control group of version 2 by which a target could be frozen")
+    try:
+        freeze.write_text("1")
+        wait_for(f"{target} to stand still", lambda: "frozen 1" in events.read_text(), 30)
+        yield list(_members(group))
+    finally:
+        freeze.write_text("0")
 
 
 def remove_cgroups(*names: str) -> None:

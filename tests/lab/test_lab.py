@@ -771,6 +771,16 @@ def test_the_firewall_tool_fails_or_hangs(lab: Lab, tool: str) -> None:
         target.reset()
 
 
+def test_the_firewall_tool_is_let_go_of_while_it_is_called(linux: LinuxTarget, unchanged: Callable[..., list[str]]) -> None:
+    """No shell takes the tool itself for the script that was before it (then there would be a file of an odd name)."""
+    linux.exec(["systemd-run", "--unit=calls", "sh", "-c", "cd /; while :; do nft list ruleset; iptables -S; done >/dev/null 2>&1"])
+    for unused in range(10):
+        with linux.firewall_tool(fails="open"):
+            pass
+    linux.exec(["systemctl", "stop", "calls"])
+    assert unchanged("linux1") == []
+
+
 def test_a_deleted_service_stays_while_somebody_holds_it(windows: WindowsTarget, unchanged: Callable[..., list[str]]) -> None:
     def sc(*words: str) -> int:
         return windows.exec(["wine", "sc", *words], check=False).returncode

@@ -245,7 +245,7 @@ copy.replace_core()
 for name in ("copy", "ansible.builtin.copy", "ansible.legacy.copy"):
     assert action_loader.get(name, class_only=True) is copy.ActionModule, name
 assert issubclass(action_loader.get("sojourn.deploy.copy", class_only=True), copy.CoreCopy)
-assert copy.core_copy.ActionModule is copy.CoreCopy and not action_loader.get("template", class_only=True).TRANSFERS_FILES
+assert copy.core_copy.ActionModule is copy.CoreCopy and not action_loader.get("template", class_only=True)._early_needs_tmp_path(None)
 print("replaced")
 """
 
