@@ -22,6 +22,8 @@ import base64
 import contextlib
 import errno
 import hashlib
+import importlib.util
+import inspect
 import json
 import os
 import re
@@ -32,13 +34,24 @@ import typing as t
 import zlib
 
 import ansible.modules
+import ansible.plugins.action
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes
 from ansible.module_utils.parsing.convert_bool import boolean
-from ansible.plugins.action import copy as core_copy
 from ansible.plugins.loader import action_loader
 
+
+def _core() -> types.ModuleType:
+    """Core's ``copy`` by its file. By its name in this process there may be a user's own, and once core's is there by it, a user's is never loaded."""
+    spec = importlib.util.spec_from_file_location(f'{__name__}_of_core', os.path.join(next(iter(ansible.plugins.action.__path__)), 'copy.py'))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+core_copy = _core()
 CoreCopy: type[t.Any] = core_copy.ActionModule
 MODULE = 'sojourn.deploy.copy'
 #: Core's modules that its action runs for a file, a folder or a link.
@@ -148,9 +161,16 @@ class PlainNames:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class Unshown(str):
+    """For the module alone: Ansible's debug output has the arguments of every module, and a plan may have a file in it."""
+
+    def __repr__(self) -> str:
+        return "'...'"
+
+
 def pack(value: t.Any) -> str:
     """For the module: short, and in no letter for Ansible to look at."""
-    return base64.b64encode(zlib.compress(json.dumps(value).encode('ascii'), 1)).decode('ascii')
+    return base64.b64encode(zlib.compress(json.dumps(value, default=str).encode('ascii'), 1)).decode('ascii')
 
 
 def unpack(text: str) -> t.Any:
@@ -181,7 +201,10 @@ class ActionModule(CoreCopy):
         kind = self._kind()
         sources = self._sources() if kind else None
         if sources is None:
-            return super().run(tmp, task_vars)
+            try:
+                return super().run(tmp, task_vars)
+            finally:
+                self.cleanup()  # of what this action has made; `template`, which may have called it, would not
         self._vars = task_vars or {}
         self._core_sources = sources
         try:
@@ -223,7 +246,8 @@ class ActionModule(CoreCopy):
                 self._remove_tmp_path(self._connection._shell.tmpdir)
         except PlacementFailed as failure:
             # As core has it, with nothing of the folder in it; whether it has an invocation differs from version to version.
-            result = self._ensure_invocation(failure.result)
+            more = {'task_vars': self._vars} if 'task_vars' in inspect.signature(self._ensure_invocation).parameters else {}
+            result = self._ensure_invocation(failure.result, **more)
         finally:
             self._bundle.close()
             self._plain_names.close()
@@ -241,7 +265,8 @@ class ActionModule(CoreCopy):
             return ''  # mitogen puts its own methods before these
         try:
             if content is not None:
-                return 'file' if not source and self._inline(len(json.dumps(content))) else ''
+                text = content if isinstance(content, str) else json.dumps(content)
+                return 'file' if not source and self._inline(len(to_bytes(text))) else ''
             if not source or not isinstance(source, str):
                 return ''
             path = to_bytes(self._find_needle('files', source), errors='surrogate_or_strict')
@@ -466,7 +491,7 @@ class ActionModule(CoreCopy):
 
     def _ours(self, plan: dict[str, t.Any]) -> dict[str, t.Any]:
         with self._in(''):
-            return self._execute_module(module_name=MODULE, module_args={'dest': self._task.args['dest'], '_plan': pack(plan)}, task_vars=self._vars)
+            return self._execute_module(module_name=MODULE, module_args={'dest': self._task.args['dest'], '_plan': Unshown(pack(plan))}, task_vars=self._vars)
 
     def _complete(self, result: dict[str, t.Any]) -> None:
         """Puts into the result what came of it."""
@@ -515,5 +540,6 @@ def replace_core() -> None:
     module = types.ModuleType(core_copy.__name__, core_copy.__doc__)
     module.__dict__.update(vars(core_copy), ActionModule=ActionModule)
     action_loader._module_cache[path] = module
-    # It makes a temporary folder for `copy`, which makes one itself if it needs it.
-    action_loader.get('ansible.builtin.template', class_only=True).TRANSFERS_FILES = False
+    # It makes a temporary folder for `copy`, which makes one itself if it needs it, and removes that.
+    template = action_loader.get('ansible.builtin.template', class_only=True)
+    template._early_needs_tmp_path = lambda self: action_loader.get('ansible.legacy.copy', class_only=True) is not ActionModule

@@ -28,8 +28,9 @@ options:
   bundle_copies:
     description:
       - Whether M(ansible.builtin.copy) is carried out as M(sojourn.deploy.copy) is, also where M(ansible.builtin.template) uses it. A folder takes
-        a few exchanges with the target, a single small file two, where ansible-core's plan has six for each file.
-      - It is for all Linux hosts of the run, whichever their connection. What is copied, and what is returned, is the same.
+        a few exchanges with the target and, by a connection with pipelining, a single small file two, where ansible-core's plan has six for each file.
+      - It is for all Linux hosts of the run, whichever their connection. What is copied, and what is returned, is the same. An action C(copy) of your
+        own stays what it is.
     type: bool
     default: false
     ini:
@@ -82,10 +83,6 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
         """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
         self._ended = self._began = False
-        if self.get_option('bundle_copies'):
-            from ansible_collections.sojourn.deploy.plugins.action import copy
-
-            copy.replace_core()
         for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb', 'sojourn.deploy.winrm'):
             connection_loader.get(name, class_only=True)
         self._tell_earlier()
@@ -103,6 +100,10 @@ class CallbackModule(CallbackBase):
             os.kill(os.getpid(), signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, terminated)
+        if self.get_option('bundle_copies'):
+            from ansible_collections.sojourn.deploy.plugins.action import copy
+
+            copy.replace_core()
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         """Has the broker started, if the play will need it, and the play's modules packed."""

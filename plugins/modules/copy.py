@@ -18,8 +18,8 @@ version_added: 0.1.0
 description:
   - Does what M(ansible.builtin.copy) does, with the same options and the same results. It needs a few exchanges with the target for a whole folder, and two
     for a single file or O(content) of at most 64 kB, where M(ansible.builtin.copy) needs six for each file.
-  - Everything else (larger single files, single files with O(validate), O(remote_src=true), a Windows target, a connection without pipelining) goes as by
-    ansible-core's own action.
+  - Everything else (larger single files, single files with O(validate) or by a connection without pipelining, O(remote_src=true), a Windows target) goes as
+    by ansible-core's own action.
   - Works over any connection.
 options:
   src:
@@ -314,6 +314,8 @@ def outside(name):
 
 def receive(module, contents, size, path):
     """The next bytes of the bundle as a file of their own, beside it."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(to_bytes(path, errors='surrogate_or_strict'))  # left by an earlier one that failed
     # Executable by its owner, as core's is: a validation may run it.
     descriptor = os.open(to_bytes(path, errors='surrogate_or_strict'), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     with os.fdopen(descriptor, 'wb') as file:

@@ -28,7 +28,7 @@ MODULES: t.Mapping[str, tuple[str, ...]] = {
     'shell': ('command',), 'template': ('stat', 'copy', 'file'), 'unarchive': ('stat', 'unarchive'),
 }
 #: What copies where it is this collection's action that does.
-COPYING = ('ansible.legacy.stat', 'sojourn.deploy.copy', 'ansible.legacy.file')
+COPYING = ('ansible.legacy.stat', 'sojourn.deploy.copy', 'ansible.legacy.file', 'ansible.legacy.copy')
 #: Core's actions by which that copies too, if it is to.
 COPIED = frozenset(('copy', 'template'))
 #: Actions without a module on the target.
