@@ -22,7 +22,7 @@ import base64
 import contextlib
 import errno
 import hashlib
-import importlib.util
+import importlib.machinery
 import inspect
 import json
 import os
@@ -44,10 +44,10 @@ from ansible.plugins.loader import action_loader
 
 def _core() -> types.ModuleType:
     """Core's ``copy`` by its file. By its name in this process there may be a user's own, and once core's is there by it, a user's is never loaded."""
-    spec = importlib.util.spec_from_file_location(f'{__name__}_of_core', os.path.join(next(iter(ansible.plugins.action.__path__)), 'copy.py'))
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    name = f'{__name__}_of_core'
+    loader = importlib.machinery.SourceFileLoader(name, os.path.join(next(iter(ansible.plugins.action.__path__)), 'copy.py'))
+    module = types.ModuleType(name)
+    loader.exec_module(module)
     return module
 
 

@@ -280,7 +280,7 @@ def place(module, plan, internals):
         elif plan['inline'] is not None:
             contents = io.BytesIO(base64.b64decode(plan['inline']))
         if contents and not folder:
-            folder = tempfile.mkdtemp(prefix='ansible-moduletmp-')
+            folder = own_folder(None if plan['contents'] else internals.get('_ansible_remote_tmp'))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         core = Core(plan['sources'], internals)
         for number, (name, own, size, seen) in enumerate(plan['requests']):
@@ -305,6 +305,17 @@ def place(module, plan, internals):
         result.pop(said, None)  # kept by AnsibleModule for all of this process, and said at its end
     result['all_of_it'] = all_of_it
     return result
+
+
+def own_folder(remote_tmp):
+    """A new folder where core's is to be made, or above it: on the same file system, so that a file is moved from there as from core's."""
+    place = check_type_path(remote_tmp) if remote_tmp else None
+    while place and not os.path.isdir(place):
+        place = os.path.dirname(place)
+    try:
+        return tempfile.mkdtemp(prefix='ansible-moduletmp-', dir=place)
+    except OSError:
+        return tempfile.mkdtemp(prefix='ansible-moduletmp-')
 
 
 def outside(name):

@@ -180,6 +180,17 @@ def test_contents_may_come_with_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
     assert [(there / name).read_bytes() for name in "ab"] == [b"one", b"four"] and not list(temporary.iterdir())
 
 
+def test_where_its_own_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made beside it, though what is to hold it is not there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = Path(module.own_folder("~/.ansible/tmp"))
+    assert found.parent == tmp_path and list(tmp_path.iterdir()) == [found] and found.stat().st_mode & 0o077 == 0
+    (tmp_path / ".ansible/tmp").mkdir(parents=True)
+    assert Path(module.own_folder("~/.ansible/tmp")).parent == tmp_path / ".ansible/tmp"
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    assert Path(module.own_folder("/proc/none/tmp")).parent == Path(module.own_folder(None)).parent == tmp_path
+
+
 def small(monkeypatch: pytest.MonkeyPatch, pipelining: bool = True, **arguments: Any) -> Any:
     copying = object.__new__(action.ActionModule)
     copying._task = SimpleNamespace(args=arguments)
@@ -193,10 +204,10 @@ def test_which_are_small_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "large").write_bytes(bytes(action.INLINE + 1))
     dest, file = "/there", str(tmp_path / "small")
     for kind, more in {
-        "file": [{"src": file}, {"content": "text"}, {"content": {"a": [1]}}],
+        "file": [{"src": file}, {"content": "ö" * (action.INLINE // 2)}, {"content": {"a": [1]}}],
         "folder": [{"src": str(tmp_path)}, {"src": str(tmp_path), "validate": "true %s"}],
-        "": [{"src": str(tmp_path / "large")}, {"src": str(tmp_path / "none")}, {"src": file, "validate": "true %s"}, {"content": "x" * action.INLINE},
-             {"src": file, "content": "both"}, {"src": file, "remote_src": "yes"}, {"src": file, "raw": True}, {"content": object()}, {}],
+        "": [{"src": str(tmp_path / "large")}, {"src": str(tmp_path / "none")}, {"src": file, "validate": "true %s"},
+             {"content": "ö" * (action.INLINE // 2 + 1)}, {"src": file, "content": "both"}, {"src": file, "remote_src": "yes"}, {"src": file, "raw": True}, {"content": object()}, {}],
     }.items():  # fmt: skip
         for arguments in more:
             assert small(monkeypatch, dest=dest, **arguments)._kind() == kind, arguments
