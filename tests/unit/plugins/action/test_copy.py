@@ -207,7 +207,8 @@ def test_which_are_small_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "file": [{"src": file}, {"content": "ö" * (action.INLINE // 2)}, {"content": {"a": [1]}}],
         "folder": [{"src": str(tmp_path)}, {"src": str(tmp_path), "validate": "true %s"}],
         "": [{"src": str(tmp_path / "large")}, {"src": str(tmp_path / "none")}, {"src": file, "validate": "true %s"},
-             {"content": "ö" * (action.INLINE // 2 + 1)}, {"src": file, "content": "both"}, {"src": file, "remote_src": "yes"}, {"src": file, "raw": True}, {"content": object()}, {}],
+             {"content": "ö" * (action.INLINE // 2 + 1)}, {"src": file, "content": "both"},
+             {"src": file, "remote_src": "yes"}, {"src": file, "raw": True}, {"content": object()}, {}],
     }.items():  # fmt: skip
         for arguments in more:
             assert small(monkeypatch, dest=dest, **arguments)._kind() == kind, arguments
