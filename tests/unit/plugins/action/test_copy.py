@@ -194,7 +194,8 @@ def test_where_its_own_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def small(monkeypatch: pytest.MonkeyPatch, pipelining: bool = True, **arguments: Any) -> Any:
     copying = object.__new__(action.ActionModule)
     copying._task = SimpleNamespace(args=arguments)
-    copying._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None), is_pipelining_enabled=lambda wrap_async=False: pipelining)
+    copying._connection = SimpleNamespace(_shell=SimpleNamespace(tmpdir=None))
+    monkeypatch.setattr(copying, "_is_pipelining_enabled", lambda style: pipelining)
     monkeypatch.setattr(copying, "_find_needle", lambda kind, path: path)
     return copying
 
