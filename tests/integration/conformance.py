@@ -538,7 +538,7 @@ SUITES: tuple[Suite, ...] = (
     Suite("wait_for_connection", every_run=BOTH),
     Suite(
         "reboot",
-        prepare=slow_boot, play={"gather_subset": ["all", "!virtual"]}, words=("--skip-tags", "molly-guard", "-e", "timeout=120"),
+        prepare=slow_boot, play={"gather_subset": ["all", "!virtual"]}, words=("--skip-tags", "molly-guard", "-e", "timeout=60"),
         why="it skips itself in a container; a boot takes more than 10 s; molly-guard comes from the internet; it waits 30 s and not 60 for what never comes",
     ),
     Suite(
