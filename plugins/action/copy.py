@@ -62,7 +62,7 @@ THERE = frozenset(f'ansible.module_utils.{name}' for name in ('basic', 'common.s
 LARGE = 32 << 20
 #: Bytes after which a bundle is sent: what there has to be room for on both ends, beside the files.
 BUNDLE = 128 << 20
-#: Bytes that go with the module that places them; more would be worth the exchanges for a file of their own.
+#: Bytes that go with the module that places them: what may well be held in memory on both ends.
 INLINE = 64 << 10
 #: What core's code takes for the folder on the target where there is none, to put names together.
 NO_FOLDER = '/nonexistent'
