@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,30 @@ def test_contents_may_come_with_the_plan(tmp_path: Path, monkeypatch: pytest.Mon
     result = run(plan_of([copied("a", there, 3), copied("b", there, 4)], inline=base64.b64encode(b"onefour").decode()))
     assert not result.get("failed") and result["changed"], result
     assert [(there / name).read_bytes() for name in "ab"] == [b"one", b"four"] and not list(temporary.iterdir())
+
+
+def test_what_an_earlier_one_left_in_the_folder_is_no_hindrance(tmp_path: Path) -> None:
+    """A loop has one folder for all of its items. What is left may be a link: it is not followed."""
+    folder, there, elsewhere = tmp_path / "folder", tmp_path / "there", tmp_path / "elsewhere"
+    folder.mkdir()
+    there.mkdir()
+    elsewhere.write_text("stays")
+    (folder / ".source.txt").symlink_to(elsewhere)
+    result = run(plan_of([copied("a", there, 3)], inline=base64.b64encode(b"new").decode()), _ansible_tmpdir=str(folder))
+    assert not result.get("failed") and (there / "a").read_bytes() == b"new" and elsewhere.read_text() == "stays", result
+
+
+def test_what_is_copied_is_in_no_debug_output(tmp_path: Path) -> None:
+    """Ansible's own has the arguments of every module in it, `no_log` or not."""
+    task = {"sojourn.deploy.copy": {"content": "hidden", "dest": str(tmp_path / "copied")}, "no_log": True}
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": [task]}]))
+    environment = {"ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home"), "ANSIBLE_PIPELINING": "true", "ANSIBLE_DEBUG": "true"}
+    command = [Path(sys.executable).with_name("ansible-playbook"), "-vvvvv", tmp_path / "play.yml"]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    shown = done.stdout + done.stderr
+    assert done.returncode == 0 and (tmp_path / "copied").read_text() == "hidden", shown
+    plans = re.findall(r"'_plan': (\S+?)[,})]", shown)
+    assert plans and set(plans) == {"'...'"}, plans
 
 
 def test_where_its_own_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
