@@ -112,7 +112,7 @@ class CallbackModule(CallbackBase):
             broker_client.start_early(self._run, way_in)
         module_cache.prepare()
         self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
-        pid = module_cache.fill(play, self.get_option('bundle_copies'))
+        pid = module_cache.fill(play, self.get_option('bundle_copies'), announce=way_in == 'ssh')
         if pid is not None:
             self._packing.append(pid)
 

@@ -109,6 +109,7 @@ class Broker:
         self._sessions: dict[str, t.Any] = {}
         self._lock = threading.Lock()
         self._credentials: t.Any = None
+        self._coming: t.Any = None
         self.ledger = Ledger()
         self._ending = threading.Event()
         #: Whether somebody has listened to the run's end until it was over.
@@ -264,11 +265,26 @@ class Broker:
                 self._credentials = RunCredentials.make(self.run)
             session = self._sessions.get(target.key)
             if session is None:
-                session = Session(target, self.run, self._credentials, secrets.token_hex(8), self._by_token, os.path.basename(self.folder))
+                session = Session(
+                    target, self.run, self._credentials, secrets.token_hex(8), self._by_token, os.path.basename(self.folder), self._to_come())
                 self._sessions[target.key] = session
             else:
                 session.target = target
             return session
+
+    def announce(self, program: bytes) -> None:
+        """A module of this program is going to be needed."""
+        with self._lock:
+            coming = self._to_come()
+        coming.add(program)
+
+    def _to_come(self) -> t.Any:
+        """The lock is held."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.module_archive import Coming
+
+        if self._coming is None:
+            self._coming = Coming()
+        return self._coming
 
     def _by_token(self, token: str) -> t.Any:
         with self._lock:
@@ -471,6 +487,10 @@ def _note(call: Call) -> str:
     return call.broker.ledger.note(str(call.target.host), call.arguments.pop('key', None), **call.arguments)
 
 
+def _module(call: Call) -> None:
+    call.broker.announce(call.payload())
+
+
 def _end(call: Call) -> None:
     for event in call.broker.follow_end():
         call.event(event)
@@ -571,7 +591,7 @@ def _list_ports(call: Call) -> t.Any:
 HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
     'deploy': _deploy, 'present': _present, 'info': _info, 'remove': _remove, 'cleanup': _cleanup, 'query_packages': _query_packages,
     'put_file': _put_file, 'get_file': _get_file, 'stat': _stat, 'remove_path': _remove_path, 'extract': _extract, 'execute': _execute,
-    'executions': _executions, 'diagnose': _diagnose, 'preflight': _preflight, 'note': _note, 'end': _end,
+    'executions': _executions, 'diagnose': _diagnose, 'preflight': _preflight, 'note': _note, 'module': _module, 'end': _end,
     'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
 }
 

@@ -33,6 +33,12 @@ MAXIMUM_PARTS = 4096
 LAYOUTS = 64
 #: Of these, how many of the last that one agent got are looked through. It keeps 32, those that were used last.
 SOURCES = 16
+#: Archives that an agent has at most when one more is sent ahead: what is in use must not have to go for what may never be.
+AHEAD = 24
+#: Archives that are remembered to be sent ahead.
+COMING = 64
+#: Seconds for which a module waits for its own archive, which is on its way ahead of it, before it brings it itself.
+AHEAD_SECONDS = 10.0
 
 #: The fixed part of a file's header within a zip, and where in it the lengths of name and extra field are: APPNOTE.TXT 6.3.10, 4.3.7.
 _HEADER_BYTES = 30
@@ -78,10 +84,39 @@ class Order(t.NamedTuple):
         return 'Archive' not in self.arguments
 
 
+class Coming:
+    """Archives of modules that the run's tasks are going to need, in their order, for all agents. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def add(self, program: bytes) -> None:
+        """A module's program, of which only the archive counts. What has none as Ansible makes it, or comes when there are enough, is passed over."""
+        archive = find(program)
+        if archive is None:
+            return
+        text = program[archive]
+        checksum = hashlib.sha256(text).hexdigest()
+        if _read(checksum, text)[1].files:
+            with self._lock:
+                if len(self._all) < COMING:
+                    self._all.setdefault(checksum, text)
+
+    def all(self) -> list[tuple[str, bytes]]:
+        """Their checksums and texts."""
+        with self._lock:
+            return list(self._all.items())
+
+
 class Archives:
     """What one agent has kept, as far as is known. Thread-safe."""
 
     def __init__(self) -> None:
+        #: Those that are on their way ahead of their modules, by SHA-256: set once that is over, whatever came of it.
+        self._ahead: dict[str, threading.Event] = {}
+        self._sending = False
+        self._takes_ahead = True
         #: By SHA-256 of their text: whether they are there. One that was not, although the agent had taken it, is not left out again.
         self._kept: dict[str, bool] = {}
         #: The last that it got.
@@ -93,6 +128,10 @@ class Archives:
         text = program[archive]
         checksum = hashlib.sha256(text).hexdigest()
         with self._lock:
+            ahead = self._ahead.get(checksum)
+        if ahead is not None:
+            ahead.wait(AHEAD_SECONDS)
+        with self._lock:
             kept, sources = self._kept.get(checksum), tuple(self._sources)
         made = ('', b'') if kept else None if kept is False or archive.start > MAXIMUM_BEFORE else _parts(checksum, text, sources)
         if made is None:
@@ -102,6 +141,52 @@ class Archives:
             'Input': b''.join((program[:archive.start], new, program[archive.stop:])), 'Archive': checksum, 'ArchiveOffset': archive.start,
             'ArchiveParts': parts or None})
 
+    def wanting(self, coming: Coming) -> bool:
+        """Whether there is one to be sent ahead, and nobody is at it."""
+        with self._lock:
+            return not self._sending and self._next(coming) is not None
+
+    def ahead(self, coming: Coming) -> t.Iterator[Order]:
+        """What is to be sent ahead, one after the other, as what KeepArchive gets; nothing where somebody is at it.
+
+        Until the next is asked for, the module of this one waits for it. What came of it is for ``sent`` or ``lost`` to know, as with others.
+        """
+        with self._lock:
+            if self._sending:
+                return
+            self._sending = True
+        try:
+            while True:
+                with self._lock:
+                    following = self._next(coming)
+                    if following is None:
+                        return
+                    checksum, text = following
+                    over = self._ahead[checksum] = threading.Event()
+                    sources = tuple(self._sources)
+                try:
+                    # With nothing to refer to it is in one part.
+                    parts, new = t.cast('tuple[str, bytes]', _parts(checksum, text, sources) or _parts(checksum, text, ()))
+                    yield Order(checksum, text, {'Archive': checksum, 'ArchiveParts': parts, 'Data': new or None})
+                finally:
+                    with self._lock:
+                        del self._ahead[checksum]
+                    over.set()
+        finally:
+            with self._lock:
+                self._sending = False
+
+    def no_more_ahead(self) -> None:
+        """The agent does not take them."""
+        with self._lock:
+            self._takes_ahead = False
+
+    def _next(self, coming: Coming) -> tuple[str, bytes] | None:
+        """The lock is held."""
+        if not self._takes_ahead or len(self._kept) >= AHEAD:
+            return None
+        return next(((checksum, text) for checksum, text in coming.all() if checksum not in self._kept), None)
+
     def sent(self, order: Order) -> None:
         """The agent has taken it, and keeps its archive from now on."""
         with self._lock:
@@ -109,12 +194,17 @@ class Archives:
                 self._kept[order.checksum] = True
                 self._sources.append(order.checksum)
 
-    def lost(self, order: Order) -> None:
-        """The agent has not kept what it was thought to have: this archive, which is not left out again then, or one that parts of it are in."""
+    def lost(self, order: Order) -> bool:
+        """The agent has not kept what it was thought to have: this archive, which is not left out again then, or one that parts of it are in.
+
+        Whether there was any such.
+        """
         with self._lock:
+            known = bool(self._sources) or order.checksum in self._kept
             self._sources.clear()
             if order.checksum in self._kept:
                 self._kept[order.checksum] = False
+            return known
 
 
 def _parts(checksum: str, text: bytes, sources: t.Sequence[str]) -> tuple[str, bytes] | None:

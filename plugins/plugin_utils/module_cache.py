@@ -5,7 +5,8 @@
 
 Ansible packs a Python module and all that it imports when a task first needs it, in that task's worker, into the run's own cache. That takes longer than
 to run most modules, and each worker reads and parses the same files anew. Here one process does it for a whole play, by Ansible's own code, beside the
-first tasks. Whatever it does not come to, or does not know of, the workers do as ever.
+first tasks. Whatever it does not come to, or does not know of, the workers do as ever. Where the run has a broker, it is told of each, so that
+targets have them before their tasks come to them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from ansible.executor import module_common
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import module_loader
 from ansible.template import Templar
+
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
 
 #: What actions run that are no modules of their own, or not alone.
 MODULES: t.Mapping[str, tuple[str, ...]] = {
@@ -51,15 +54,18 @@ def prepare() -> None:
         json.get_module_decoder('legacy', json.Direction.MODULE_TO_CONTROLLER)
 
 
-def fill(play: t.Any, bundle_copies: bool = False) -> int | None:
-    """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be. ``bundle_copies``: as the option of lifecycle."""
+def fill(play: t.Any, bundle_copies: bool = False, *, announce: bool = False) -> int | None:
+    """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be. ``bundle_copies``: as the option of lifecycle.
+
+    ``announce``: whether the run's broker is to be told of the modules.
+    """
     try:
         pid = os.fork()
     except OSError:
         return None
     if not pid:
         try:
-            _child(play, bundle_copies, os.getppid())
+            _child(play, bundle_copies, os.getppid(), announce)
         except BaseException:  # the workers do it, and tell what is wrong
             pass
         finally:
@@ -78,7 +84,7 @@ def stop(pid: int, *, wait: bool = True) -> bool:
         return True
 
 
-def _child(play: t.Any, bundle_copies: bool, parent: int) -> None:
+def _child(play: t.Any, bundle_copies: bool, parent: int, announce: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.alarm(LONGEST)  # a lock may have been another thread's when this process was forked
@@ -89,11 +95,16 @@ def _child(play: t.Any, bundle_copies: bool, parent: int) -> None:
     if compile_ast is not None:
         module_common._compile_module_ast = functools.lru_cache(maxsize=None)(compile_ast)
     templar = Templar(loader=DataLoader(), variables={})
+    announced: list[bytes] = []
     for name, collections in modules(play, bundle_copies):
         if os.getppid() != parent:
             return
         with contextlib.suppress(Exception):
-            _pack(name, collections, templar)
+            program = _pack(name, collections, templar)
+            if announce and program:
+                announced.append(program)
+                while announced and broker_client.announce_module(parent, announced[0]):  # it may be starting still
+                    del announced[0]
 
 
 def modules(play: t.Any, bundle_copies: bool = False) -> t.Iterator[tuple[str, list[str] | None]]:
@@ -130,10 +141,12 @@ def _actions(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
             yield item.action, item.collections
 
 
-def _pack(name: str, collections: list[str] | None, templar: Templar) -> None:
+def _pack(name: str, collections: list[str] | None, templar: Templar) -> bytes | None:
     found = module_loader.find_plugin_with_context(name, '.py', collection_list=collections)
     if found.plugin_resolved_path and found.plugin_resolved_path.endswith('.py'):
-        module_common.modify_module(
+        built = module_common.modify_module(
             module_name=name, module_path=found.plugin_resolved_path, module_args={}, templar=templar,
             task_vars={'ansible_python_interpreter': '/usr/bin/python3'},
             module_compression=C.config.get_config_value('DEFAULT_MODULE_COMPRESSION', variables={}))
+        return built[0] if isinstance(built, tuple) else built.b_module_data  # a tuple up to ansible-core 2.18
+    return None

@@ -115,13 +115,15 @@ class Session:
     """The agent of one run on one target. Thread-safe: operations run side by side, deploying and removing one at a time."""
 
     def __init__(self, target: Target, run: str, credentials: RunCredentials, token: str, find_other: t.Callable[[str], Session | None],
-                 owner: str = '') -> None:
+                 owner: str = '', coming: module_archive.Coming | None = None) -> None:
         self.target = target
         #: The run whose name the agent carries: this one's, or that of a run whose session was taken over.
         self.run = run
         #: In the agent's folder; see SESSION_FILE.
         self.token = token
         self._owner = owner
+        #: What is sent to the agent before tasks come with it, once it has turned out to run modules.
+        self._coming = coming or module_archive.Coming()
         self._credentials = credentials
         self._find_other = find_other
         self._lock = threading.RLock()
@@ -916,10 +918,33 @@ class Session:
             Terminal=arguments.get('terminal') or None)
         archive = module_archive.find(data) if data is not None and arguments.get('warm') else None
         try:
-            return execute(Input=data) if data is None or archive is None else self._start_module(channel, execute, data, archive)
+            if data is None or archive is None:
+                return execute(Input=data)
+            result = self._start_module(channel, execute, data, archive)
         except BaseException:
             self._put_back_released(released)  # it may not have arrived; to release twice is no harm
             raise
+        if channel.archives.wanting(self._coming):
+            with contextlib.suppress(RuntimeError):  # no more threads: then modules bring their own
+                threading.Thread(target=self._send_ahead, args=(channel,), name=f'ahead {self.target.host}', daemon=True).start()
+        return result
+
+    def _send_ahead(self, channel: channel_module.Channel) -> None:
+        """Thread: sends what modules to come will need."""
+        try:
+            for order in channel.archives.ahead(self._coming):
+                try:
+                    channel.call('KeepArchive', patience=0, **order.arguments)
+                    channel.archives.sent(order)
+                except SojournError as error:
+                    if error.code != 'SD-713' or not channel.archives.lost(order):
+                        raise
+        except SojournError as error:
+            channel.archives.no_more_ahead()
+            log.info('%s: nothing more is sent ahead: %s', self.target.host, error)
+        except Exception:
+            channel.archives.no_more_ahead()
+            log.exception('%s: sending ahead', self.target.host)
 
     @staticmethod
     def _start_module(channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice) -> t.Any:

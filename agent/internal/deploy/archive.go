@@ -42,15 +42,44 @@ func (d *Deployment) withArchive(input io.Reader, archive string, offset int64, 
 	if _, err := io.ReadFull(input, before); err != nil {
 		return nil, shortInput(err)
 	}
-	text, err := d.composed(input, *parts)
+	text, err := d.archiveOf(input, archive, *parts)
 	if err != nil {
 		return nil, err
 	}
-	if sum := sha256.Sum256(text); hex.EncodeToString(sum[:]) != archive {
-		return nil, badRequest("ArchiveParts are not those of the Archive")
-	}
 	d.processes.KeepArchive(text)
 	return io.MultiReader(bytes.NewReader(before), bytes.NewReader(text), input), nil
+}
+
+// keepArchive takes an archive whose module is yet to come.
+func (d *Deployment) keepArchive(c *call, r *KeepArchive) (*KeepArchiveResponse, error) {
+	data := io.Reader(bytes.NewReader(nil))
+	if r.Data != nil {
+		var err error
+		if data, err = c.open(*r.Data); err != nil {
+			return nil, err
+		}
+	}
+	text, err := d.archiveOf(data, r.Archive, r.ArchiveParts)
+	if err != nil {
+		return nil, err
+	}
+	if more, _ := io.CopyN(io.Discard, data, 1); more > 0 {
+		return nil, badRequest("Data has more than ArchiveParts say")
+	}
+	d.processes.PrepareArchive(text)
+	return &KeepArchiveResponse{}, nil
+}
+
+// archiveOf gives the text of an archive, by its hash, that comes in parts.
+func (d *Deployment) archiveOf(now io.Reader, hash, parts string) ([]byte, error) {
+	text, err := d.composed(now, parts)
+	if err != nil {
+		return nil, err
+	}
+	if sum := sha256.Sum256(text); hex.EncodeToString(sum[:]) != hash {
+		return nil, badRequest("ArchiveParts are not those of the Archive")
+	}
+	return text, nil
 }
 
 // keptArchive gives the text of an archive that came before, by its hash; SD-713: it is not here.
@@ -119,10 +148,10 @@ func appendDecoded(to, text []byte, begin, n int) ([]byte, error) {
 	return to, io.ErrUnexpectedEOF
 }
 
-// shortInput says what kept a part of Input from being read.
+// shortInput says what kept a part from being read.
 func shortInput(err error) error {
 	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		return badRequest("Input ends before all of ArchiveParts")
+		return badRequest("less came than ArchiveParts say")
 	}
-	return badRequest("Input: " + err.Error())
+	return badRequest("what comes of the archive: " + err.Error())
 }

@@ -140,6 +140,13 @@ type (
 	}
 	ExecuteResponse struct{ Execution Execution }
 
+	KeepArchive struct {
+		Archive      string
+		ArchiveParts string
+		Data         *soap.Received
+	}
+	KeepArchiveResponse struct{}
+
 	ListExecutions         struct{}
 	ListExecutionsResponse struct{ Execution []ExecutionStatus }
 

@@ -85,6 +85,7 @@ func (d *Deployment) operations() map[string]operation {
 		"GetInfo":         handle(d.getInfo),
 		"RenewLease":      handle(d.renewLease),
 		"Execute":         handle(d.execute),
+		"KeepArchive":     handle(d.keepArchive),
 		"ListExecutions":  handle(d.listExecutions),
 		"ReadOutput":      handle(d.readOutput),
 		"WriteInput":      handle(d.writeInput),

@@ -328,8 +328,8 @@ func TestAnArchiveComesInParts(t *testing.T) {
 
 	for name, c := range map[string]struct{ input, more, want string }{
 		"another's":      {before + "five" + after, parts(second, inSecond), "not those of the Archive"},
-		"short":          {before + "fo", parts(second, inSecond), "Input ends"},
-		"short before":   {"x", parts(second, inSecond), "Input ends"},
+		"short":          {before + "fo", parts(second, inSecond), "less came"},
+		"short before":   {"x", parts(second, inSecond), "less came"},
 		"beyond the end": {before + after, parts(second, fmt.Sprintf("%d:%s:%d", len(first), sum(first), 1)), "not within"},
 		"no offset":      {before + after, parts(second, "4:"+sum(first)), "not within"},
 		"negative":       {before + after, parts(second, "-4"), "a size is none"},
@@ -343,6 +343,46 @@ func TestAnArchiveComesInParts(t *testing.T) {
 				t.Error(got)
 			}
 		})
+	}
+}
+
+// TestAnArchiveComesAhead has archives kept before any module comes with them.
+func TestAnArchiveComesAhead(t *testing.T) {
+	s := serve(t)
+	text := func(content string) string { return base64.StdEncoding.EncodeToString([]byte(content)) }
+	sum := func(content string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(text(content)))) }
+	first, second := "PK\x03\x04 one, two, three", "PK\x03\x04 four"
+	keep := func(archive, parts, data string) string {
+		if data != "" {
+			data = "<Data>" + text(data) + "</Data>"
+		}
+		return fmt.Sprintf("<Archive>%s</Archive><ArchiveParts>%s</ArchiveParts>%s", sum(archive), parts, data)
+	}
+	whole, inFirst := strconv.Itoa(len(first)), fmt.Sprintf("5:%s:0", sum(first))
+	if got := s.fault(t, "text/xml", envelope("KeepArchive", keep(second, inFirst+" 4", "four"))); !strings.HasPrefix(got, "s:Server SD-713 ") {
+		t.Error(got)
+	}
+	s.call(t, "KeepArchive", keep(first, whole, first))
+	s.call(t, "KeepArchive", keep(first, fmt.Sprintf("%s:%s:0", whole, sum(first)), "")) // to do it again is no harm
+	s.call(t, "KeepArchive", keep(second, inFirst+" 4", "four"))
+	before, after := "_ANSIBALLZ_WRAPPER = True\nzip_data = '", "'\n"
+	for _, archive := range []string{first, second} {
+		asked := fmt.Sprintf("<CommandLine>cat</CommandLine><Input>%s</Input><WaitSeconds>20</WaitSeconds><Warm>true</Warm><Archive>%s</Archive><ArchiveOffset>%d</ArchiveOffset>",
+			text(before+after), sum(archive), len(before))
+		got, _ := base64.StdEncoding.DecodeString(element(s.call(t, "Execute", asked), "StandardOutput"))
+		if string(got) != before+text(archive)+after {
+			t.Errorf("%q", got)
+		}
+	}
+	for want, body := range map[string]string{
+		"not those of the Archive": keep(second, inFirst+" 4", "five"),
+		"less came":                keep(second, inFirst+" 4", "fo"),
+		"more than ArchiveParts":   keep(second, inFirst+" 4", "fours"),
+		"not within":               keep(second, "5:"+sum(first), ""),
+	} {
+		if got := s.fault(t, "text/xml", envelope("KeepArchive", body)); !strings.HasPrefix(got, "s:Client SD-504 ") || !strings.Contains(got, want) {
+			t.Error(got)
+		}
 	}
 }
 

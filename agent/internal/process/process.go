@@ -146,6 +146,12 @@ func (t *Table) Archive(hash string) []byte { return t.warm.archive(hash) }
 // KeepArchive keeps the text of a module's archive, as if a module had come with it just now.
 func (t *Table) KeepArchive(text []byte) { t.warm.remember(text) }
 
+// PrepareArchive keeps the text of the archive of a module that is yet to come, and has what it will import imported where there is an interpreter for that.
+func (t *Table) PrepareArchive(text []byte) {
+	hash := t.warm.remember(text)
+	go t.warm.prepare(hash, text)
+}
+
 // Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.
 func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	if r.Handle == "" {
@@ -405,6 +411,9 @@ func (p *Process) await(t *Table) {
 	t.mu.Lock()
 	t.announce()
 	t.mu.Unlock()
+	if another, ok := p.child.(interface{ another() }); ok {
+		another.another()
+	}
 }
 
 func (p *Process) timeOut() {

@@ -507,18 +507,26 @@ class Template:
 
     # Orders
 
-    def learn(self, descriptors, what):
-        """The agent gives a zip, in base64, and what was before it in its program; a template is made for it."""
-        while len(self.templates) >= TEMPLATES:
-            self.forget(next(iter(self.templates)))
-        self.templates[what] = None
-        content = opened(read(descriptors[0]))
-        if content is not None:
-            base = next((connection for known, connection in self.bases if content.fits(known)), None) or self.base(content, descriptors)
-            if base is not None:
-                self.templates[what] = self.template(base, descriptors)
+    def learn(self, descriptors, what, ahead=False):
+        """The agent gives a zip, in base64, and what was before it in its program; a template is made for it.
+
+        Ahead: nothing has been run of it, and may never be. So no other template goes for it, and it is the first to go.
+        """
+        if not ahead:
+            while len(self.templates) >= TEMPLATES:
+                self.forget(next(iter(self.templates)))
+            self.templates[what] = self.learnt(descriptors)
+        elif what not in self.templates and len(self.templates) < TEMPLATES:
+            self.templates = {what: self.learnt(descriptors), **self.templates}
         for descriptor in descriptors:
             os.close(descriptor)
+
+    def learnt(self, descriptors):
+        content = opened(read(descriptors[0]))
+        if content is None:
+            return None
+        base = next((connection for known, connection in self.bases if content.fits(known)), None) or self.base(content, descriptors)
+        return self.template(base, descriptors[:2]) if base is not None else None
 
     def base(self, content, descriptors):
         """Makes the template of templates for all zips in which what every module imports is the same."""

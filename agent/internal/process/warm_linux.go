@@ -72,6 +72,7 @@ type warmer struct {
 	retired      map[*interpreter]bool // begin nothing any more, but are there still
 	failed       map[string]bool       // command lines that gave none
 	ended        bool
+	ahead        sync.Mutex        // one archive at a time is prepared: a module that is there must not wait for more
 	archives     map[string][]byte // what came in modules, by hash: most of a module, and the same each time
 	hashes       []string          // of those, the last used is the last
 }
@@ -88,6 +89,7 @@ type interpreter struct {
 	waiting sync.Mutex
 	spares  map[string]*spare // by hash of the zip
 	closed  bool              // there are to be no spares any more
+	before  []byte            // what was before the zip in a program: most of it is the same in all
 }
 
 // spare is a process that waits to be told what it is to run.
@@ -155,6 +157,23 @@ func (w *warmer) remember(archive []byte) string {
 		w.hashes = w.hashes[1:]
 	}
 	return hash
+}
+
+// prepare has the interpreter that was used last import what a module will that is yet to come; without one, it is done when that comes.
+func (w *warmer) prepare(hash string, archive []byte) {
+	w.ahead.Lock()
+	defer w.ahead.Unlock()
+	w.mu.Lock()
+	var last *interpreter
+	for _, i := range w.interpreters {
+		if last == nil || i.used.After(last.used) {
+			last = i
+		}
+	}
+	w.mu.Unlock()
+	if last != nil {
+		last.learn(hash, archive)
+	}
 }
 
 func (w *warmer) archive(hash string) []byte {
@@ -419,6 +438,7 @@ func (i *interpreter) gone() bool {
 type order struct {
 	Order string `json:"order"`
 	What  string `json:"what"`
+	Ahead bool   `json:"ahead,omitempty"`
 }
 
 func (i *interpreter) tell(o order, files ...*os.File) error { return tell(i.connection, o, files...) }
@@ -460,7 +480,12 @@ func (i *interpreter) run(name string, before, archive []byte, directory string,
 			}
 		}
 	}
-	t.again = func() { i.prepare(name) }
+	t.next = func() { i.prepare(name) }
+	i.waiting.Lock()
+	if i.before == nil {
+		i.before = bytes.Clone(before)
+	}
+	i.waiting.Unlock()
 	return t, false
 }
 
@@ -528,7 +553,7 @@ func (s *spare) dismiss() {
 
 // fork has a process made that waits; nil: it was not. Archive: to be taught where it is not known; nil: then there is to be none.
 func (i *interpreter) fork(name string, before, archive []byte) *warmed {
-	report, id := i.ask(order{"run", name}, before, archive)
+	report, id := i.ask(order{Order: "run", What: name}, before, archive)
 	if report == nil {
 		return nil
 	}
@@ -547,8 +572,28 @@ func (i *interpreter) fork(name string, before, archive []byte) *warmed {
 	return w
 }
 
-// teach gives the interpreter an archive that it does not know, and what is before it in its program.
-func (i *interpreter) teach(hash string, texts ...[]byte) error {
+// learn gives the interpreter an archive that nothing has been run of yet, and returns once it has made of it what it can.
+func (i *interpreter) learn(hash string, archive []byte) {
+	i.waiting.Lock()
+	before := i.before
+	i.waiting.Unlock()
+	over, theirs, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	defer over.Close()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	err = i.teach(order{Order: "learn", What: hash, Ahead: true}, theirs, archive, before)
+	theirs.Close()
+	if err == nil {
+		_ = over.SetReadDeadline(time.Now().Add(warmPatience))
+		_, _ = over.Read(make([]byte, 1)) // it closes its end
+	}
+}
+
+// teach gives the interpreter an archive that it does not know, and what is before it in its program. Over, if any, is closed by it once that is done.
+func (i *interpreter) teach(o order, over *os.File, texts ...[]byte) error {
 	var files []*os.File
 	for _, text := range texts {
 		descriptor, err := unix.MemfdCreate("program", unix.MFD_CLOEXEC)
@@ -562,7 +607,10 @@ func (i *interpreter) teach(hash string, texts ...[]byte) error {
 		}
 		files = append(files, file)
 	}
-	return i.tell(order{"learn", hash}, files...)
+	if over != nil {
+		files = append(files, over)
+	}
+	return i.tell(o, files...)
 }
 
 // ask has a process made, and gives the connection to it, and its id; nil: it was not.
@@ -585,7 +633,7 @@ func (i *interpreter) ask(o order, before, archive []byte) (*net.UnixConn, int) 
 			return report, id
 		}
 		report.Close()
-		if word != 'u' || archive == nil || i.teach(o.What, archive, before) != nil {
+		if word != 'u' || archive == nil || i.teach(order{Order: "learn", What: o.What}, nil, archive, before) != nil {
 			return nil, 0
 		}
 	}
@@ -643,12 +691,12 @@ func sender(ancillary []byte) int {
 type warmed struct {
 	tree
 	report *net.UnixConn
-	again  func() // has another one wait; called once nobody waits for this one any more
+	next   func() // has another one wait
 }
 
 // begin has it run what comes on its standard input. It gives 'b'; 's': something has changed on the target since the interpreter began; 0: it has gone.
 func (w *warmed) begin(directory string, files [3]*os.File, coming func(id int)) byte {
-	if tell(w.report, order{"begin", directory}, files[:]...) != nil {
+	if tell(w.report, order{Order: "begin", What: directory}, files[:]...) != nil {
 		return 0
 	}
 	word, id := hear(w.report)
@@ -674,10 +722,8 @@ func (w *warmed) dismiss() {
 	w.tree.forget()
 }
 
-func (w *warmed) forget() {
-	w.tree.forget()
-	go w.again()
-}
+// another has the next one wait: once this one's result can be had, since to fork and to move it takes from those who fetch that.
+func (w *warmed) another() { w.next() }
 
 func (w *warmed) wait() int64 {
 	defer w.report.Close()

@@ -325,6 +325,72 @@ func TestWarmImportsOnce(t *testing.T) {
 	}
 }
 
+// TestWarmImportsAhead has an archive's imports made before its first module comes, for as many as fit beside what is in use.
+func TestWarmImportsAhead(t *testing.T) {
+	w := newWarming(t)
+	folder := t.TempDir()
+	// Tells of each time that a template is made with it: there is no module of it yet.
+	helper := func(name string) map[string]string {
+		return map[string]string{"ansible/module_utils/helper.py": fmt.Sprintf("import os\nwith open(%q, 'a') as file:\n    file.write('made ')\n", filepath.Join(folder, name))}
+	}
+	modules := make(map[string]string) // each packed once, for a zip has its files in any order
+	module := func(name string) string {
+		if modules[name] == "" {
+			modules[name] = program(t, "from ansible.module_utils import helper\nprint('ran')", "", helper(name))
+		}
+		return modules[name]
+	}
+	ahead := func(name string) {
+		_, archive := archiveIn([]byte(module(name)))
+		w.table.warm.prepare(w.table.warm.remember(archive), archive)
+	}
+	made := func(name string) int {
+		text, _ := os.ReadFile(filepath.Join(folder, name))
+		return strings.Count(string(text), "made")
+	}
+	ahead("no interpreter")
+	if n := made("no interpreter"); n != 0 {
+		t.Errorf("made %d without any interpreter", n)
+	}
+	if got := w.run(true, program(t, "print('ran')", "", nil)); got != "0|ran\n|" {
+		t.Fatal(got)
+	}
+	ahead("first")
+	if n := made("first"); n != 1 {
+		t.Errorf("made %d times", n)
+	}
+	ahead("first")
+	for range 2 {
+		if got := w.run(true, module("first")); got != "0|ran\n|" {
+			t.Error(got)
+		}
+	}
+	if n := made("first"); n != 1 {
+		t.Errorf("made %d times, and one was enough", n)
+	}
+	var last int
+	for n := range 20 {
+		name := strconv.Itoa(n)
+		ahead(name)
+		if made(name) == 0 {
+			break
+		}
+		last = n
+	}
+	if last == 0 || last > 15 {
+		t.Errorf("%d are made ahead", last)
+	}
+	// What comes goes before what may come, and what was used stays.
+	for range 3 {
+		if got := w.run(true, module("comes")) + w.run(true, module("first")) + w.run(true, module("0")); got != "0|ran\n|0|ran\n|0|ran\n|" {
+			t.Error(got)
+		}
+	}
+	if n, m, k := made("comes"), made("first"), made("0"); n != 1 || m != 1 || k != 1 {
+		t.Errorf("made %d, %d and %d times", n, m, k)
+	}
+}
+
 // TestWarmKeepsEffectsOut has module_utils do what must happen in each process anew.
 func TestWarmKeepsEffectsOut(t *testing.T) {
 	for name, effect := range map[string]string{

@@ -12,6 +12,8 @@ func (*warmer) archive(string) []byte { return nil }
 
 func (*warmer) remember([]byte) string { return "" }
 
+func (*warmer) prepare(string, []byte) {}
+
 func (*warmer) end() {}
 
 func before(*Request) []byte { return nil }

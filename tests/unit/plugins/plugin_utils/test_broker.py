@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
+import io
 import json
 import os
 import resource
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,6 +169,12 @@ def test_started_early_it_is_the_one_that_workers_find(run: Run) -> None:
     run.process.kill()
     run.process.wait()
     run.wait_gone()
+
+
+def test_a_module_is_announced_where_there_is_a_broker(run: Run) -> None:
+    assert not broker_client.announce_module(run.process.pid, b"x" * 5000) and not run.brokers()
+    with run.connect():
+        assert broker_client.announce_module(run.process.pid, b"x" * (2 * wire.CHUNK + 1))
 
 
 def test_not_started_early_where_another_starts_one(run: Run) -> None:
@@ -359,6 +368,26 @@ def test_all_targets_are_cleaned_at_once(tmp_path: Path, state_home: Path) -> No
     barrier = threading.Barrier(20)
     made._sessions = {str(number): AtTheEnd(barrier) for number in range(20)}
     assert made.end()
+
+
+def test_modules_are_announced_to_all_sessions(tmp_path: Path) -> None:
+    made = broker_in(tmp_path / "b")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("ansible/modules/large.py", b"#" * (wire.CHUNK // 2))
+    text = base64.b64encode(stream.getvalue())
+    before = made.session(target())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        listener = threading.Thread(target=made._client, args=(theirs,))
+        listener.start()
+        wire.send_frame(ours, {"version": wire.PROTOCOL_VERSION, "call": "module", "arguments": {}, "payload": len(text) + 2})
+        for chunk in wire.chunks(b"'%s'" % text):
+            wire.send_frame(ours, {}, chunk)
+        assert wire.receive_frame(ours) == ({"result": None}, b"")
+        listener.join(60)
+    after = made.session(target(way_in="winrm"))
+    assert [content for unused, content in before._coming.all()] == [content for unused, content in after._coming.all()] == [text]
 
 
 @pytest.mark.parametrize("gone", [True, False])

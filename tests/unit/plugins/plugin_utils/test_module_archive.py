@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import random
+import threading
 import zipfile
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_archive
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
-from ansible_collections.sojourn.deploy.plugins.plugin_utils.module_archive import Archives
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.module_archive import Archives, Coming
 
 BASIC, COMMON = os.urandom(9000), os.urandom(3000)
 
@@ -50,6 +51,10 @@ class Agent:
         assert hashlib.sha256(text).hexdigest() == Archive
         self.kept[Archive] = data
         return before + text + rest
+
+    def keep(self, Archive: str, ArchiveParts: str, Data: bytes | None = None) -> int:
+        self.execute(Data or b"", Archive, 0, ArchiveParts)
+        return len(Data or b"")
 
     def send(self, archives: Archives, program: bytes) -> int:
         """Sends a module as a session does; how many bytes went."""
@@ -175,3 +180,102 @@ def test_too_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("program", [b"", b"print(1)", b"zip_data='UEsDBAAA'", b"zip_data='UEsDB" + b"A" * 5000, b"'UEsDB" + b"A" * 5000 + b"' + 'UEsDBAAA'"])
 def test_what_has_no_archive(program: bytes) -> None:
     assert module_archive.find(program) is None
+
+
+def coming(*names: str) -> Coming:
+    all_of_them = Coming()
+    for name in names:
+        all_of_them.add(module(name))
+    return all_of_them
+
+
+def test_what_is_to_come_goes_ahead() -> None:
+    agent, archives, to_come = Agent(), Archives(), coming("stat", "copy", "stat", "find")
+    came = []
+    agent.send(archives, module("stat"))
+    for order in archives.ahead(to_come):
+        came.append(agent.keep(**order.arguments))
+        archives.sent(order)
+    assert len(came) == 2 and max(came) < 1200, "one is there, and what that has is not sent"
+    assert not archives.wanting(to_come) and archives.wanting(coming("file"))
+    assert agent.send(archives, module("copy")) == len(module("copy")) - len(base64.b64encode(zipped_module("copy")))
+
+
+def zipped_module(name: str) -> bytes:
+    found = module_archive.find(module(name))
+    assert found
+    return base64.b64decode(module(name)[found])
+
+
+def test_the_first_of_all_may_go_ahead() -> None:
+    agent, archives = Agent(), Archives()
+    for order in archives.ahead(coming("stat")):
+        assert agent.keep(**order.arguments) == len(zipped_module("stat"))
+        archives.sent(order)
+    assert agent.send(archives, module("stat")) < 100
+
+
+def test_what_goes_ahead_refers_to_nothing_that_was_let_go() -> None:
+    agent, archives, to_come = Agent(), Archives(), coming("copy")
+    agent.send(archives, module("stat"))
+    agent.kept.clear()
+    tries = []
+    for order in archives.ahead(to_come):
+        tries.append(order)
+        try:
+            agent.keep(**order.arguments)
+        except SojournError:
+            assert archives.lost(order)
+        else:
+            archives.sent(order)
+    assert len(tries) == 2 and not archives.wanting(to_come)
+    assert not Archives().lost(tries[0]), "there was nothing that could have been let go"
+
+
+def test_a_module_waits_for_what_is_on_its_way() -> None:
+    agent, archives = Agent(), Archives()
+    began, sizes = threading.Event(), []
+
+    def bring() -> None:
+        began.set()
+        sizes.append(agent.send(archives, module("copy")))
+
+    thread = threading.Thread(target=bring)
+    for order in archives.ahead(coming("copy")):
+        assert not list(archives.ahead(coming("find"))), "somebody is at it"
+        thread.start()
+        assert began.wait(60)
+        thread.join(0.1)
+        assert thread.is_alive()
+        agent.keep(**order.arguments)
+        archives.sent(order)
+    thread.join(60)
+    assert sizes and sizes[0] < 100
+
+
+def test_a_module_does_not_wait_for_what_failed() -> None:
+    agent, archives = Agent(), Archives()
+    sending = archives.ahead(coming("copy"))
+    next(sending)
+    sending.close()  # type: ignore[attr-defined]
+    archives.no_more_ahead()
+    assert agent.send(archives, module("copy")) > len(BASIC) and not archives.wanting(coming("find"))
+
+
+def test_no_more_goes_ahead_than_an_agent_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_archive, "AHEAD", 5)
+    monkeypatch.setattr(module_archive, "COMING", 8)
+    to_come = coming(*map(str, range(20)))
+    assert len(to_come.all()) == 8
+    archives, count = Archives(), 0
+    for order in archives.ahead(to_come):
+        count += 1
+        archives.sent(order)
+    assert count == 5 and not archives.wanting(to_come)
+
+
+@pytest.mark.parametrize("text", [b"print(1)", b"zip_data='UEsDB" + b"A" * 5000 + b"'", module("x")[:-20]])
+def test_what_is_no_module_does_not_go_ahead(text: bytes) -> None:
+    to_come = Coming()
+    to_come.add(text)
+    assert not to_come.all()

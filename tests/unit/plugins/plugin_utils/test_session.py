@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import network
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_archive, network
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import session as session_module
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
@@ -135,7 +137,8 @@ CREDENTIALS = RunCredentials.make(RUN)
 
 
 def make(host: Host, find_other: Callable[[str], Any] = lambda unused: None, token: str = "t", **options: Any) -> Session:
-    return Session(Target.make("ssh", "::1", host="web1", **options), RUN, CREDENTIALS, token, find_other)
+    coming = options.pop("coming", None)
+    return Session(Target.make("ssh", "::1", host="web1", **options), RUN, CREDENTIALS, token, find_other, coming=coming)
 
 
 def test_deploys_once_and_tells_what_it_took(host: Host) -> None:
@@ -685,6 +688,49 @@ def test_a_modules_archive_goes_once(host: Host) -> None:
         data = module % (archive, number)
         assert run(session, command_line="python3", warm=True, data=data)[1] == [("stdout", data)]
     assert came[0] < len(archive) < came[1] == came[2] == came[3]  # not asked again
+
+
+def packed(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("ansible/basic.py", b"#" * 5000)
+        archive.writestr(f"ansible/modules/{name}.py", name)
+    return b"zip_data='%s'" % base64.b64encode(stream.getvalue())
+
+
+@pytest.mark.parametrize("wrong", ["", "SD-504", "SD-503", "bug"])
+def test_modules_are_sent_ahead_once_one_has_run(host: Host, wrong: str) -> None:
+    """What goes wrong with that is of no consequence to tasks."""
+    coming = module_archive.Coming()
+    for name in ("stat", "copy", "find"):
+        coming.add(packed(name))
+    session = make(host, coming=coming)
+    kept: list[str] = []
+    all_kept = threading.Event()
+
+    def keep(Archive: str, **unused: Any) -> None:
+        kept.append(Archive)
+        if wrong == "bug":
+            raise ValueError("not foreseen")
+        if wrong:
+            raise SojournError(wrong, detail="no")
+        if len(kept) == 2:
+            all_kept.set()
+
+    sizes: list[int] = []
+    host.calls["KeepArchive"] = keep
+    host.calls["Execute"] = lambda Input=b"", **unused: sizes.append(len(Input or b"")) or execution(b"done")
+    run(session, command_line="true")
+    assert not kept, "nothing says that this target is to run modules"
+    for name in ("stat", "copy", "find"):
+        assert run(session, command_line="python3", warm=True, data=packed(name))[1] == [("stdout", b"done")]
+        if name == "stat" and not wrong:
+            assert all_kept.wait(60)
+        for thread in threading.enumerate():
+            if thread.name.startswith("ahead"):
+                thread.join(60)
+    assert len(kept) == (1 if wrong else 2)
+    assert (max(sizes[-2:]) > 100) == bool(wrong)
 
 
 def test_a_caller_that_goes_away_kills(host: Host) -> None:
