@@ -128,6 +128,8 @@ class Session:
         self._find_other = find_other
         self._lock = threading.RLock()
         self._channel: channel_module.Channel | None = None
+        #: What the way in found the user to have on the target; see WayIn.rights.
+        self._rights: t.Any = None
         #: What the channel goes through, where it does.
         self._tunnel: tunnel_module.Tunnel | None = None
         self._info: dict[str, t.Any] = {}
@@ -329,7 +331,7 @@ class Session:
         if file is not None:
             with contextlib.suppress(OSError, SojournError):  # as it is it names the run, if not where its agent is
                 file = file.rewrite(peer=peer, fingerprint=ready.fingerprint, tunnel=ready.tunnel, environment=self._environment, user=self._login_user)
-        self._established(channel, info, ready, file, tunnel)
+        self._established(channel, info, ready, file, tunnel, way_in.rights())
         self._seconds = laps
         log.info('%s: agent %s %s, %s, seconds %s', target.host, way_in.name, how, channel.endpoint.where, laps)
         return tunnel is not None
@@ -409,7 +411,7 @@ class Session:
             self._credentials.context())
 
     def _established(self, channel: channel_module.Channel, info: dict[str, t.Any], ready: Ready | None, file: session_file.SessionFile | None,
-                     tunnel: tunnel_module.Tunnel | None = None) -> None:
+                     tunnel: tunnel_module.Tunnel | None = None, rights: t.Any = None) -> None:
         if self._channel is not None:
             self._channel.close()
         if self._tunnel is not None:
@@ -419,7 +421,7 @@ class Session:
             self._file.forget()
         self._info, self._lost, self._ready, self._file = info, False, ready, file
         self._debris = self._rule_left = False
-        self._channel, self._proven = channel, self.target
+        self._channel, self._proven, self._rights = channel, self.target, rights
 
     def _config(self, way_in: WayIn, transport: str) -> Config:
         target = self.target
@@ -930,15 +932,19 @@ class Session:
         return result
 
     def _send_ahead(self, channel: channel_module.Channel) -> None:
-        """Thread: sends what modules to come will need."""
+        """Thread: sends what modules to come will need, by a connection of its own: the next task is to find the other one free."""
+        endpoint = channel.endpoint
         try:
-            for order in channel.archives.ahead(self._coming):
-                try:
-                    channel.call('KeepArchive', patience=0, **order.arguments)
-                    channel.archives.sent(order)
-                except SojournError as error:
-                    if error.code != 'SD-713' or not channel.archives.lost(order):
-                        raise
+            with contextlib.closing(self._open_channel(endpoint.peer, endpoint.fingerprint, tunnel=endpoint.tunnel)) as beside:
+                for order in channel.archives.ahead(self._coming):
+                    if self._channel is not channel:
+                        break
+                    try:
+                        beside.call('KeepArchive', patience=0, **order.arguments)
+                        channel.archives.sent(order)
+                    except SojournError as error:
+                        if error.code != 'SD-713' or not channel.archives.lost(order):
+                            raise
         except SojournError as error:
             channel.archives.no_more_ahead()
             log.info('%s: nothing more is sent ahead: %s', self.target.host, error)
@@ -1140,6 +1146,8 @@ class Session:
             for target in dict.fromkeys((self._proven or self.target, self.target)):
                 way_in = make_way_in(target, self.run)
                 reached.append(way_in)
+                if target is self._proven:
+                    way_in.remind(self._rights)
                 try:
                     way_in.connect()
                     failure.clear()

@@ -356,6 +356,13 @@ class WayIn(abc.ABC):
         That is also the error of an agent that could not close its firewall rules.
         """
 
+    def rights(self) -> t.Any:
+        """What it has found out of the user's rights, for ``remind``; None: nothing, or it is of no use there."""
+        return None
+
+    def remind(self, rights: t.Any) -> None:  # noqa: B027  most find them out at no cost
+        """Before ``connect``: what another way in has found for the same target, so that it need not be looked for again. It may have changed since."""
+
     @abc.abstractmethod
     def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
         """Waits at most ``patience`` seconds for an agent to remove itself, then removes what is left, but for firewall rules: see ``left``.

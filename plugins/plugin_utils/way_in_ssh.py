@@ -254,6 +254,8 @@ class SshWayIn(WayIn):
         self._is_root = False
         self._sudo = ''
         self._looked = False
+        #: Whether what is known of the rights is another way in's finding.
+        self._reminded = False
         self._unpacks = False
         self._folder = ''
         self._launched = False
@@ -891,12 +893,28 @@ class SshWayIn(WayIn):
         if told:
             raise t.cast(SojournError, self._left_of(told))
 
+    def rights(self) -> t.Any:
+        """Whether the user is root, and what sudo grants; None: not looked at."""
+        return (self._is_root, self._sudo) if self._looked else None
+
+    def remind(self, rights: t.Any) -> None:
+        """See WayIn."""
+        if rights is not None:
+            (self._is_root, self._sudo), self._looked, self._reminded = rights, True, True
+
     def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
         """Waits for what the agent removes itself, then helps."""
         if not self._looked:
             self._look()
         with self._errors('removing the agent'):
-            self._left = self._left_of(self._remove(self.name, self._folders(), patience=patience))
+            try:
+                told = self._remove(self.name, self._folders(), patience=patience)
+            except SojournError:
+                rights = self.rights()
+                if not self._reminded or self._look() and self.rights() == rights:
+                    raise
+                told = self._remove(self.name, self._folders(), patience=patience)  # the run has changed what its user may
+            self._left = self._left_of(told)
         return [f'service {self.name}', f'folder {self.name}']
 
     def _remove(self, name: str, folders: tuple[str, ...], *, patience: float, root: bool = True) -> bytes | None:

@@ -696,6 +696,20 @@ def test_sudo_that_demands_a_terminal(controller: Controller, linux_target: Any,
         linux_target.exec(["rm", "/etc/sudoers.d/zz-test"])
 
 
+@pytest.mark.parametrize("then", ["operator ALL=(ALL:ALL) PASSWD: ALL", "Defaults:operator requiretty", ""])
+def test_sudo_that_has_changed_by_the_end(controller: Controller, linux_target: Any, family: str, then: str) -> None:
+    """What a user may is not asked again before the agent is seen to be gone; an installation may have changed it."""
+    agent = controller.agent(linux_target, family, user="operator")
+    agent.deploy()
+    write(linux_target, "/etc/sudoers.d/zz-test", f"{then}\n")
+    try:
+        removed = agent.remove()
+        assert removed["changed"] and any(name.startswith("folder") for name in removed["removed"])
+    finally:
+        controller.end()
+        linux_target.exec(["rm", "/etc/sudoers.d/zz-test"])
+
+
 # Login shells
 
 WELCOME = "echo 'system WELCOME'\necho 'folder /welcome'\nsh -c 'echo WELCOME >&2'\nprintf 'half a line '\n"

@@ -41,6 +41,7 @@ class Host:
         self.calls: dict[str, Callable[..., Any]] = {}
         self.configs: list[Config] = []
         self.boot_id = "b"
+        self.reminded = 0
 
     def way_in(self, target: Target, run: str) -> WayIn:
         return FakeWayIn(self, target, run)
@@ -79,6 +80,13 @@ class FakeWayIn(WayIn):
     def undo(self) -> None:
         self.note("undo")
         self.at.placed, self.at.running = None, False
+
+    def rights(self) -> Any:
+        return ("root", self.target)
+
+    def remind(self, rights: Any) -> None:
+        assert rights in (None, ("root", self.target)), "of the same target, by the same user"
+        self.at.reminded += rights is not None
 
     def wait_removed(self, patience: float = 1.0) -> list[str]:
         self.note("wait_removed")
@@ -381,6 +389,7 @@ def test_removing(host: Host) -> None:
     host.events.clear()
     assert session.remove() == {"changed": True, "removed": ["service x"]}
     assert sorted(host.events) == ["Shutdown", "connect", "release", "wait_removed"]
+    assert host.reminded == 1
     assert not session.live
     assert session.remove()["changed"] is False
 
@@ -538,7 +547,9 @@ def test_removing_goes_in_with_what_got_the_agent_in(host: Host, monkeypatch: py
     tried.clear()
     right[:] = ["second"]
     session.target = Target.make("ssh", "::1", host="web1", password="second")
+    host.reminded = 0
     assert session.remove()["changed"] and tried == ["first", "second"]
+    assert host.reminded == 1, "only who went in with that"
     right[:] = ["first"]
     session.target = Target.make("ssh", "::1", host="web1", password="first")
     session.deploy()
