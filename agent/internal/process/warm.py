@@ -51,6 +51,8 @@ POPULATE_WRITE = 23
 AT_ONCE = 1 << 20
 #: Of a target's memory, what a process that waits takes at most is this part of what is available.
 SPARE_MEMORY = 64
+#: Bytes of memory that have to be available for a template of a module that may never come; each has some 7 MB of its own.
+ROOMY = 1 << 30
 #: Seconds after which a process that has been told nothing is one that waits.
 UNHURRIED = 0.002
 #: Further templates of one command line; the one that was used longest ago goes.
@@ -335,6 +337,14 @@ def available():
     return free
 
 
+def roomy():
+    """Whether there is memory for what may never be needed."""
+    try:
+        return available() >= ROOMY
+    except (OSError, StopIteration, ValueError, IndexError):
+        return False
+
+
 def comes(descriptor, seconds):
     """Whether there is something to be read, or will be within that time."""
     poll = select.poll()
@@ -516,7 +526,7 @@ class Template:
             while len(self.templates) >= TEMPLATES:
                 self.forget(next(iter(self.templates)))
             self.templates[what] = self.learnt(descriptors)
-        elif what not in self.templates and len(self.templates) < TEMPLATES:
+        elif what not in self.templates and len(self.templates) < TEMPLATES and roomy():
             self.templates = {what: self.learnt(descriptors), **self.templates}
         for descriptor in descriptors:
             os.close(descriptor)
