@@ -380,19 +380,19 @@ class Channel:
     # Files
 
     def put_file(self, local_path: str, remote_path: str, *, mode: str | None = None, user: str | None = None, checksum: str | None = None,
-                 on_progress: t.Callable[[int, int], None] | None = None, patience: float = 30.0) -> dict[str, t.Any]:
-        """Streams a file to the target; see ``Agent.put_file``. Returns size and checksum (hex)."""
+                 digests: bool = False, on_progress: t.Callable[[int, int], None] | None = None, patience: float = 30.0) -> dict[str, t.Any]:
+        """Streams a file to the target; see ``Agent.put_file``. Returns size and checksum (hex), with ``digests`` sha1 and md5 as well."""
         step = 'sending a file'
         try:
             file = open(local_path, 'rb')  # noqa: SIM115
         except OSError as error:
             raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
-        with file:
+        with file, contextlib.closing(mtom.Digests()) if digests else contextlib.nullcontext() as more:
             total = os.fstat(file.fileno()).st_size
-            return self._put(file, total, local_path, remote_path, mode, user, checksum, on_progress, patience)
+            return self._put(file, total, local_path, remote_path, mode, user, checksum, more, on_progress, patience)
 
     def _put(self, file: io.BufferedReader, total: int, local_path: str, remote_path: str, mode: str | None, user: str | None, checksum: str | None,
-             on_progress: t.Callable[[int, int], None] | None, patience: float) -> dict[str, t.Any]:
+             more: mtom.Digests | None, on_progress: t.Callable[[int, int], None] | None, patience: float) -> dict[str, t.Any]:
         step = 'sending a file'
         part = f'{remote_path}.sojourn-part'
         offset = 0
@@ -401,6 +401,8 @@ class Channel:
         deadline = time.monotonic() + patience
         while True:
             digest = hashlib.sha256()
+            if more is not None:
+                more.restart()
             file.seek(0)
             left = offset
             while left:
@@ -408,6 +410,8 @@ class Channel:
                 if not data:
                     break
                 digest.update(data)
+                if more is not None:
+                    more.update(data)
                 left -= len(data)
             done = offset
 
@@ -424,7 +428,7 @@ class Channel:
 
             # A pipe has a round trip for each piece.
             size = mtom.BUFFER if self.endpoint.tunnel is None else mtom.CHUNK
-            source = mtom.FileSource(file, total - offset, hash=digest, on_chunk=count, chunk=size)
+            source = mtom.FileSource(file, total - offset, hash=digest, digests=more, on_chunk=count, chunk=size)
             try:
                 answer = self._put_once(source, mtom.Late(32, finish), remote_path, offset, total, mode, user)
             except _Mismatch as mismatch:
@@ -452,7 +456,8 @@ class Channel:
             actual = bytes(answer['checksum'] or b'').hex()
             if actual != digest.hexdigest():
                 raise self._error('SD-707', step, path=remote_path, actual=actual, expected=digest.hexdigest())
-            return {'size': int(answer['size']), 'checksum': actual}
+            # Of the same bytes as the SHA-256 that the agent has found as well.
+            return {'size': int(answer['size']), 'checksum': actual, **(more.finish() if more is not None else {})}
 
     def _put_once(self, source: mtom.Source, checksum: mtom.Source, remote_path: str, offset: int, total: int, mode: str | None, user: str | None) -> t.Any:
         data_placeholder, checksum_placeholder = mtom.Placeholder(source), mtom.Placeholder(checksum)
