@@ -426,7 +426,7 @@ class ActionModule(CoreCopy):
         name = str(module_name or '').removeprefix('ansible.legacy.')
         if self._stage == 'file' and name == 'copy' and self._content is not None:
             return self._place_file(module_args)
-        if self._stage == 'large' and name == 'copy' and self._arrived and self._arrived[0] == module_args['src']:
+        if self._stage == 'large' and name == 'copy' and self._arrived and self._arrived[0] == module_args.get('src'):
             return self._place_large(module_args)
         if self._stage not in ('names', 'plan') or name not in CORE:
             return self._execute_on_target(module_name, module_args, *args, **kwargs)

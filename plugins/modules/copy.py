@@ -18,8 +18,9 @@ version_added: 0.1.0
 description:
   - Does what M(ansible.builtin.copy) does, with the same options and the same results. It needs a few exchanges with the target for a whole folder, and two
     for a single file or O(content) of at most 64 kB, where M(ansible.builtin.copy) needs six for each file.
-  - Everything else (larger single files, single files with O(validate) or by a connection without pipelining, O(remote_src=true), a Windows target) goes as
-    by ansible-core's own action.
+  - A larger single file is hashed while it is sent, over a connection of this collection that has pipelining.
+  - Everything else (larger single files by other connections, single files with O(validate) or by a connection without pipelining, O(remote_src=true), a
+    Windows target) goes as by ansible-core's own action.
   - Works over any connection.
 options:
   src:
@@ -94,6 +95,8 @@ notes:
     M(ansible.builtin.copy).
   - In a folder, a file of 32 MB or more goes in exchanges of its own; the others go in bundles of 128 MB. What is at most 64 kB in all comes with the
     module that places it, and no temporary folder is made on the target.
+  - A single file of more than 64 kB, over a connection of this collection, is read only once, when it is sent, unless a file of the same size is at its
+    place. If it changes on the controller meanwhile, what was sent is placed, and its checksum returned; M(ansible.builtin.copy) fails then.
   - Where another C(copy) or C(file) takes the place of ansible-core's (in a folder C(library)), or with mitogen's strategy, all is left to ansible-core's
     action.
 author:
