@@ -95,6 +95,16 @@ class Request(t.NamedTuple):
     """Whose content is to be kept until this is done, for a diff."""
 
 
+class Arrived(t.NamedTuple):
+    """A large file in core's temporary folder on the target."""
+
+    path: str
+    sha1: str | None
+    md5: str | None
+    sent: bool
+    """Whether both are of what was sent."""
+
+
 class Bundle:
     """The files that are to be sent, one after the other in a file that only this user can read."""
 
@@ -384,7 +394,10 @@ class ActionModule(CoreCopy):
                 self._content = source.read()
             return remote_path
         if self._stage == 'large':
-            self._arrived = (remote_path, self._connection.put_file_and_hash(local_path, remote_path))
+            sent = self._connection.put_file_and_hash(local_path, remote_path)
+            known = sent['sha1'] is not None
+            # Another host's transfer of the same file makes them, and has not ended yet: both ends hash it, as ever.
+            self._arrived = Arrived(remote_path, sent['sha1'] if known else self._core_checksum(local_path), sent['md5'] if known else None, known)
             return remote_path
         if self._stage != 'plan':
             return super()._transfer_file(local_path, remote_path)
@@ -426,7 +439,7 @@ class ActionModule(CoreCopy):
         name = str(module_name or '').removeprefix('ansible.legacy.')
         if self._stage == 'file' and name == 'copy' and self._content is not None:
             return self._place_file(module_args)
-        if self._stage == 'large' and name == 'copy' and self._arrived and self._arrived[0] == module_args.get('src'):
+        if self._stage == 'large' and name == 'copy' and self._arrived and self._arrived.path == module_args.get('src'):
             return self._place_large(module_args)
         if self._stage not in ('names', 'plan') or name not in CORE:
             return self._execute_on_target(module_name, module_args, *args, **kwargs)
@@ -461,7 +474,7 @@ class ActionModule(CoreCopy):
     def _hashing_on_the_way(self, sources: dict[str, str]) -> t.Iterator[None]:
         self._core_sources = sources
         self._there: dict[str, t.Any] | None = None
-        self._arrived: tuple[str, dict[str, t.Any]] | None = None
+        self._arrived: Arrived | None = None
         # Its module is nobody else's, and a task has a process of its own.
         self._core_checksum = core_copy.checksum
         core_copy.checksum = self._checksum_of_large
@@ -512,12 +525,13 @@ class ActionModule(CoreCopy):
         Where the file changes on the controller meanwhile, core fails by another SHA-1 than the one that it had before. Here there is none before: what was
         sent is placed, and told.
         """
-        path, sent = t.cast('tuple[str, dict[str, t.Any]]', self._arrived)
+        arrived = t.cast(Arrived, self._arrived)
         if arguments.get('checksum') == NOT_YET and not self._task.args.get('checksum'):
-            arguments['checksum'] = sent['sha1']
-        answer = self._core_module('copy', arguments, digests={'path': path, 'sha1': sent['sha1'], 'md5': sent['md5']})
+            arguments['checksum'] = arrived.sha1
+        digests = {'path': arrived.path, 'sha1': arrived.sha1, 'md5': arrived.md5} if arrived.sent else None
+        answer = self._core_module('copy', arguments, digests=digests)
         if not answer.get('checksum'):
-            answer['checksum'] = sent['sha1']  # as core has it, in the place of what it takes for it
+            answer['checksum'] = arrived.sha1  # as core has it, in the place of what it takes for it
         return answer
 
     # What is done at once

@@ -466,7 +466,7 @@ class Agent:
 
         ``checksum``: the expected SHA-256 in hex; where it differs nothing is left (SD-106). ``on_progress(bytes sent, bytes in all)``.
         Returns ``{'path' (absolute), 'size' (bytes), 'checksum' (hex), 'seconds'}``, with ``digests`` also ``'sha1'`` and ``'md5'`` of what was sent (hex;
-        None where the controller has no MD5). Raises SD-106, 402, 706, 707, 709, 5xx.
+        None where the controller has no MD5, and where another transfer of the same file is about to make them). Raises SD-106, 402, 706, 707, 709, 5xx.
         """
         def on_event(event: str, header: dict[str, t.Any], unused_data: bytes) -> None:
             if event == 'progress' and on_progress is not None:

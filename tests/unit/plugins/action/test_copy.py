@@ -341,6 +341,7 @@ class Large:
         self.asked: list[Any] = []
         self.placed: dict[str, Any] = {}
         self.answer: dict[str, Any] = {"changed": True}
+        self.sent: dict[str, Any] = SENT
         copying = small(monkeypatch, src=str(path), dest="/there", **arguments)
         self.copying, self.path, self._there = copying, path, list(there)
         copying._task.diff = copying._task.check_mode = False
@@ -354,7 +355,7 @@ class Large:
 
     def _put(self, local: str, remote: str) -> dict[str, Any]:
         self.asked.append("put")
-        return {"size": 1, "checksum": "7" * 64, **SENT}
+        return {"size": 1, "checksum": "7" * 64, **self.sent}
 
     def _execute(self, module_name: str, module_args: dict[str, Any], **unused: Any) -> dict[str, Any]:
         if module_name.endswith("stat"):
@@ -403,6 +404,14 @@ def test_a_large_file_whose_checksum_was_given(monkeypatch: pytest.MonkeyPatch, 
     large = Large(monkeypatch, large_file, {"exists": False}, checksum=action.NOT_YET)
     large.answer = {"failed": True, "msg": "no"}
     assert large.copy()["checksum"] == SENT["sha1"] and large.placed["requests"][0][1]["checksum"] == action.NOT_YET
+
+
+def test_a_large_file_whose_digests_another_transfer_makes(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    """It goes on as core has it: both ends hash it."""
+    large = Large(monkeypatch, large_file, {"exists": False})
+    large.sent = {"sha1": None, "md5": None}
+    assert large.copy()["checksum"] == large.placed["requests"][0][1]["checksum"] == HAS
+    assert large.asked == [("stat", False), "put", action.MODULE] and large.placed["digests"] is None
 
 
 @pytest.mark.parametrize("there", ["0" * 40, ""])

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import mtom, network
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.channel import Channel, ConnectionLost, Endpoint
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials, _readable_path, fingerprint_of_pem
@@ -493,6 +494,54 @@ def test_put_file_hashes_on_the_way(server: Server, channel: Channel, file: Path
     assert {name: result[name] for name in ("sha1", "md5")} == both_of(file.read_bytes())
     assert result["checksum"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert "digests" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_put_file_makes_the_digests_of_a_file_once(server: Server, channel: Channel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends it meanwhile does without; who sends it later has them; nobody has another file's, though it looks the same."""
+    data = file.read_bytes()
+    hashed: list[int] = []
+    update = mtom.Digests.update
+    monkeypatch.setattr(mtom.Digests, "update", lambda self, data: hashed.append(len(data)) or update(self, data))
+
+    def put(on_progress: Any = None) -> dict[str, Any]:
+        server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+        result = channel.put_file(str(file), "p", digests=True, on_progress=on_progress)
+        return {name: result[name] for name in ("sha1", "md5")}
+
+    meanwhile: list[dict[str, Any]] = []
+
+    def once(done: int, total: int) -> None:
+        if done == total and not meanwhile:
+            meanwhile.append({})
+            meanwhile.append(put())
+
+    assert put(once) == both_of(data) and meanwhile[1] == {"sha1": None, "md5": None}
+    assert sum(hashed) == len(data)
+    again = [put(), put()]
+    assert again == [both_of(data)] * 2 and sum(hashed) == len(data)
+    found = file.stat()
+    with file.open("r+b") as stream:
+        stream.write(b"other")
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert put() == {"sha1": None, "md5": None} and put() == both_of(file.read_bytes())
+
+
+def test_put_file_that_fails_makes_way_for_the_next(server: Server, channel: Channel, file: Path) -> None:
+    server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+    with pytest.raises(SojournError, match="SD-106"):
+        channel.put_file(str(file), "p", checksum="0" * 64, digests=True)
+    server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+    assert channel.put_file(str(file), "p", digests=True)["sha1"] == hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+def test_digests_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "REMEMBERED", 2)
+    sent = channel_module._Sent()
+    for key in "abc":
+        assert sent.begin(key)
+        sent.tell(key, "sum", {"sha1": key, "md5": None})
+        sent.end(key)
+    assert [sent.digests(key, "sum")["sha1"] for key in "abc"] == [None, "b", "c"]
 
 
 def test_put_file_hashes_nothing_in_no_bytes(server: Server, channel: Channel, tmp_path: Path) -> None:
