@@ -14,13 +14,17 @@ decides all of that, by its own code, with three of its exchanges replaced:
 
 A single small file is looked at by core's own ``stat``, and comes with our module likewise: two exchanges in the place of six, since there is no
 temporary folder to be made, to be written to, to be given away and to be removed.
+
+A single larger one goes by all six, but by a connection of ours it is hashed while it is sent, and neither before that nor after it.
 """
 
 from __future__ import annotations
 
 import base64
+import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.machinery
 import inspect
@@ -29,6 +33,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import types
 import typing as t
 import zlib
@@ -67,6 +72,8 @@ INLINE = 64 << 10
 #: What core's code takes for the folder on the target where there is none, to put names together.
 NO_FOLDER = '/nonexistent'
 _OURS = '_sojourn_number'
+#: What core's code takes for the SHA-1 of a file that is hashed only while it is sent: no file has it.
+NOT_YET = 'not hashed yet'
 
 
 class PlacementFailed(Exception):
@@ -86,6 +93,16 @@ class Request(t.NamedTuple):
     """Of the file that goes with it, the next one of the bundle."""
     seen: str | None
     """Whose content is to be kept until this is done, for a diff."""
+
+
+class Arrived(t.NamedTuple):
+    """A large file in core's temporary folder on the target."""
+
+    path: str
+    sha1: str | None
+    md5: str | None
+    sent: bool
+    """Whether both are of what was sent."""
 
 
 class Bundle:
@@ -191,7 +208,7 @@ def in_common(requests: list[Request]) -> tuple[dict[str, dict[str, t.Any]], lis
 
 
 class ActionModule(CoreCopy):
-    """See this file's top. ``_stage`` says what is done with what core's code asks for: '' as ever; 'file', 'names', 'plan', 'diff' as below."""
+    """See this file's top. ``_stage`` says what is done with what core's code asks for: '' as ever; 'file', 'large', 'names', 'plan', 'diff' as below."""
 
     _stage = ''
     _vars: dict[str, t.Any]
@@ -200,12 +217,13 @@ class ActionModule(CoreCopy):
         """Ansible's entry."""
         kind = self._kind()
         sources = self._sources() if kind else None
-        if sources is None:
+        self._vars = task_vars or {}
+        if sources is None or kind == 'large':
             try:
-                return super().run(tmp, task_vars)
+                with self._hashing_on_the_way(sources) if sources is not None else contextlib.nullcontext():
+                    return super().run(tmp, task_vars)
             finally:
                 self.cleanup()  # of what this action has made; `template`, which may have called it, would not
-        self._vars = task_vars or {}
         self._core_sources = sources
         try:
             if kind == 'folder':
@@ -256,7 +274,7 @@ class ActionModule(CoreCopy):
     # Whether
 
     def _kind(self) -> str:
-        """'folder' or 'file', if this is one of the controller, for a target on which there is Python; '': core's action does it, as ever."""
+        """'folder', 'file' or 'large' (a file), if this is one of the controller, for a target with Python; '': core's action does it, as ever."""
         arguments = self._task.args
         source, content = arguments.get('src'), arguments.get('content')
         if not isinstance(arguments.get('dest'), str) or any(boolean(arguments.get(name, False), strict=False) for name in ('remote_src', 'raw')):
@@ -272,13 +290,23 @@ class ActionModule(CoreCopy):
             path = to_bytes(self._find_needle('files', source), errors='surrogate_or_strict')
             if os.path.isdir(path):
                 return 'folder'
-            return 'file' if self._inline(os.path.getsize(path)) else ''
+            if not self._at_once():
+                return ''
+            return 'file' if os.path.getsize(path) <= INLINE else 'large' if self._hashes_on_the_way() else ''
         except (AnsibleError, OSError, TypeError, ValueError):
             return ''  # core's code says what is wrong with it
 
     def _inline(self, size: int) -> bool:
-        """Whether so many bytes go with the module: it has to come without files itself. What validates a file may want it in a folder that is core's."""
-        return size <= INLINE and not self._task.args.get('validate') and self._is_pipelining_enabled('new')
+        """Whether so many bytes go with the module."""
+        return size <= INLINE and self._at_once()
+
+    def _at_once(self) -> bool:
+        """Whether our module is of use for a single file: it has to come without files itself. What validates a file may want it where core has it."""
+        return not self._task.args.get('validate') and self._is_pipelining_enabled('new')
+
+    def _hashes_on_the_way(self) -> bool:
+        """Whether the connection can tell the digests of what it sends, and core's code asks for a file's where ours can answer."""
+        return hasattr(self._connection, 'put_file_and_hash') and 'checksum' in CoreCopy._copy_file.__code__.co_names
 
     def _sources(self) -> dict[str, str] | None:
         """The source of core's modules; None where something else has taken the place of one, or it needs what our module has not brought."""
@@ -340,6 +368,8 @@ class ActionModule(CoreCopy):
     def _execute_remote_stat(self, path: str, all_vars: t.Any, follow: bool, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
         entry = self._entries.get(path) if self._stage == 'plan' else None
         if entry is None:
+            if self._stage == 'large' and 'checksum' in kwargs:  # what decides whether it is sent
+                return self._stat_large(path, all_vars, follow, *args, **kwargs)
             with self._in(''):
                 return super()._execute_remote_stat(path, all_vars, follow, *args, **kwargs)
         if entry == 0:
@@ -363,6 +393,12 @@ class ActionModule(CoreCopy):
             with open(to_bytes(local_path, errors='surrogate_or_strict'), 'rb') as source:
                 self._content = source.read()
             return remote_path
+        if self._stage == 'large':
+            sent = self._connection.put_file_and_hash(local_path, remote_path)
+            known = sent['sha1'] is not None
+            # Another host's transfer of the same file makes them, and has not ended yet: both ends hash it, as ever.
+            self._arrived = Arrived(remote_path, sent['sha1'] if known else self._core_checksum(local_path), sent['md5'] if known else None, known)
+            return remote_path
         if self._stage != 'plan':
             return super()._transfer_file(local_path, remote_path)
         try:
@@ -380,7 +416,7 @@ class ActionModule(CoreCopy):
         """Core makes one before it knows whether it needs any."""
         shell = self._connection._shell
         # A module that comes as a file needs one, and so does what is sent as one.
-        if not self._stage or shell.tmpdir is not None or not self._is_pipelining_enabled('new'):
+        if self._stage in ('', 'large') or shell.tmpdir is not None or not self._is_pipelining_enabled('new'):
             return super()._make_tmp_path(*args, **kwargs)
         shell.tmpdir = NO_FOLDER
         return NO_FOLDER
@@ -403,6 +439,8 @@ class ActionModule(CoreCopy):
         name = str(module_name or '').removeprefix('ansible.legacy.')
         if self._stage == 'file' and name == 'copy' and self._content is not None:
             return self._place_file(module_args)
+        if self._stage == 'large' and name == 'copy' and self._arrived and self._arrived.path == module_args.get('src'):
+            return self._place_large(module_args)
         if self._stage not in ('names', 'plan') or name not in CORE:
             return self._execute_on_target(module_name, module_args, *args, **kwargs)
         if self._stage == 'names':
@@ -430,14 +468,84 @@ class ActionModule(CoreCopy):
             if shell.tmpdir is None:
                 shell.tmpdir = NO_FOLDER
 
+    # A single large file
+
+    @contextlib.contextmanager
+    def _hashing_on_the_way(self, sources: dict[str, str]) -> t.Iterator[None]:
+        self._core_sources = sources
+        self._there: dict[str, t.Any] | None = None
+        self._arrived: Arrived | None = None
+        # Its module is nobody else's, and a task has a process of its own.
+        self._core_checksum = core_copy.checksum
+        core_copy.checksum = self._checksum_of_large
+        try:
+            with self._in('large'):
+                yield
+        finally:
+            core_copy.checksum = self._core_checksum
+
+    def _stat_large(self, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
+        """What is at the file's place, its SHA-1 only when it is asked for: that takes as long as to send it."""
+        def look(checksum: bool) -> dict[str, t.Any]:
+            with self._in(''):
+                return super(ActionModule, self)._execute_remote_stat(*args, **{**kwargs, 'checksum': checksum})
+
+        self._look_closer = functools.partial(look, True)
+        self._there = dict(look(False))
+        return self._there
+
+    def _checksum_of_large(self, path: str) -> str | None:
+        """In the place of core's, which asks for the local file's SHA-1 to find out whether it is another than the target's: of another size it is."""
+        try:
+            with open(to_bytes(path, errors='surrogate_or_strict'), 'rb') as file:
+                size = os.fstat(file.fileno()).st_size
+        except OSError:
+            return self._core_checksum(path)  # says what is wrong with it
+        there = self._there
+        if there is None:
+            return self._core_checksum(path)
+        if not there['exists'] or there.get('isreg') is False or there.get('readable') is False or there.get('size') not in (None, size):
+            return NOT_YET
+        here: concurrent.futures.Future[str | None] = concurrent.futures.Future()
+
+        def read() -> None:
+            try:
+                here.set_result(self._core_checksum(path))
+            except Exception as error:
+                here.set_exception(error)
+
+        # A task that is to end does not wait for it.
+        threading.Thread(target=read, daemon=True).start()
+        there.update(self._look_closer())  # what core's code has as well, and compares with next
+        return here.result()
+
+    def _place_large(self, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Core's ``copy``, with the digests of what was sent.
+
+        Where the file changes on the controller meanwhile, core fails by another SHA-1 than the one that it had before. Here there is none before: what was
+        sent is placed, and told.
+        """
+        arrived = t.cast(Arrived, self._arrived)
+        if arguments.get('checksum') == NOT_YET and not self._task.args.get('checksum'):
+            arguments['checksum'] = arrived.sha1
+        digests = {'path': arrived.path, 'sha1': arrived.sha1, 'md5': arrived.md5} if arrived.sent else None
+        answer = self._core_module('copy', arguments, digests=digests)
+        if not answer.get('checksum'):
+            answer['checksum'] = arrived.sha1  # as core has it, in the place of what it takes for it
+        return answer
+
     # What is done at once
 
     def _place_file(self, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
         """Core's ``copy``, with what it copies."""
         content = t.cast(bytes, self._content)
+        return self._core_module('copy', arguments, len(content), inline=base64.b64encode(content).decode('ascii'))
+
+    def _core_module(self, name: str, arguments: dict[str, t.Any], size: int | None = None, **more: t.Any) -> dict[str, t.Any]:
+        """One of core's modules, by ours."""
         answer = self._ours({
-            'sources': self._core_sources, 'common': {'copy': {}}, 'requests': [('copy', arguments, len(content), None)],
-            'contents': None, 'inline': base64.b64encode(content).decode('ascii'), 'diff_limit': 0, 'last': True})
+            'sources': self._core_sources, 'common': {name: {}}, 'requests': [(name, arguments, size, None)],
+            'contents': None, 'inline': None, 'diff_limit': 0, 'last': True, **more})
         answer.pop('all_of_it', None)
         return answer
 

@@ -18,8 +18,9 @@ version_added: 0.1.0
 description:
   - Does what M(ansible.builtin.copy) does, with the same options and the same results. It needs a few exchanges with the target for a whole folder, and two
     for a single file or O(content) of at most 64 kB, where M(ansible.builtin.copy) needs six for each file.
-  - Everything else (larger single files, single files with O(validate) or by a connection without pipelining, O(remote_src=true), a Windows target) goes as
-    by ansible-core's own action.
+  - A larger single file is hashed while it is sent, over a connection of this collection that has pipelining.
+  - Everything else (larger single files by other connections, single files with O(validate) or by a connection without pipelining, O(remote_src=true), a
+    Windows target) goes as by ansible-core's own action.
   - Works over any connection.
 options:
   src:
@@ -94,6 +95,8 @@ notes:
     M(ansible.builtin.copy).
   - In a folder, a file of 32 MB or more goes in exchanges of its own; the others go in bundles of 128 MB. What is at most 64 kB in all comes with the
     module that places it, and no temporary folder is made on the target.
+  - A single file of more than 64 kB, over a connection of this collection, is read only once, when it is sent, unless a file of the same size is at its
+    place. If it changes on the controller meanwhile, what was sent is placed, and its checksum returned; M(ansible.builtin.copy) fails then.
   - Where another C(copy) or C(file) takes the place of ansible-core's (in a folder C(library)), or with mitogen's strategy, all is left to ansible-core's
     action.
 author:
@@ -177,6 +180,19 @@ class Part(AnsibleModule):
     """What core's modules get in the place of AnsibleModule: parameters come from here and results go here; all else is as it is."""
 
     given = {}
+    #: The digests of the file at a path, where they are known; the action that has sent it to a folder of this user's alone has them.
+    digests = {}
+
+    def sha1(self, filename):
+        return self._known(filename, 'sha1') or super().sha1(filename)
+
+    def md5(self, filename):
+        return self._known(filename, 'md5') or super().md5(filename)
+
+    def _known(self, filename, algorithm):
+        """What would be computed, unless that would fail: a target may have no MD5."""
+        known = filename == self.digests.get('path') and algorithm in getattr(basic, 'AVAILABLE_HASH_ALGORITHMS', ())
+        return self.digests.get(algorithm) if known else None
 
     def _load_params(self):
         self.params = dict(self.given)
@@ -273,6 +289,7 @@ def place(module, plan, internals):
     folder = internals.get('_ansible_tmpdir')
     all_of_it = {'changed': False, 'failed_at': None, 'before': None}
     result = {}
+    Part.digests = plan.get('digests') or {}
     with contextlib.ExitStack() as stack:
         contents = None
         if plan['contents']:

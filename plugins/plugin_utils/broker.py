@@ -519,7 +519,7 @@ def _put_file(call: Call) -> t.Any:
     arguments = call.arguments
     return call.session.put_file(
         arguments['local_path'], arguments['remote_path'], mode=arguments.get('mode'), user=arguments.get('user'), checksum=arguments.get('checksum'),
-        on_progress=progress if arguments.get('progress') else None, cancelled=cancelled)
+        digests=bool(arguments.get('digests')), on_progress=progress if arguments.get('progress') else None, cancelled=cancelled)
 
 
 def _get_file(call: Call) -> t.Any:

@@ -480,11 +480,12 @@ class Agent:
         return self._call('query_packages', {'manager': manager, 'name': name})
 
     def put_file(self, local_path: str, remote_path: str, *, mode: str = '0600', user: str | None = None, checksum: str | None = None,
-                 on_progress: t.Callable[[int, int], None] | None = None) -> dict[str, t.Any]:
+                 digests: bool = False, on_progress: t.Callable[[int, int], None] | None = None) -> dict[str, t.Any]:
         """Sends a file; the broker reads it. ``remote_path`` may be relative to the agent's folder, with ``user`` to that user's home.
 
         ``checksum``: the expected SHA-256 in hex; where it differs nothing is left (SD-106). ``on_progress(bytes sent, bytes in all)``.
-        Returns ``{'path' (absolute), 'size' (bytes), 'checksum' (hex), 'seconds'}``. Raises SD-106, 402, 706, 707, 709, 5xx.
+        Returns ``{'path' (absolute), 'size' (bytes), 'checksum' (hex), 'seconds'}``, with ``digests`` also ``'sha1'`` and ``'md5'`` of what was sent (hex;
+        None where the controller has no MD5, and where another transfer of the same file is about to make them). Raises SD-106, 402, 706, 707, 709, 5xx.
         """
         def on_event(event: str, header: dict[str, t.Any], unused_data: bytes) -> None:
             if event == 'progress' and on_progress is not None:
@@ -492,7 +493,7 @@ class Agent:
 
         return self._call('put_file', {
             'local_path': os.path.abspath(str(local_path)), 'remote_path': str(remote_path), 'mode': mode, 'user': user,
-            'checksum': checksum.lower() if checksum else None, 'progress': on_progress is not None}, on_event=on_event)
+            'checksum': checksum.lower() if checksum else None, 'digests': bool(digests), 'progress': on_progress is not None}, on_event=on_event)
 
     def get_file(self, remote_path: str, local_path: str, *, user: str | None = None) -> dict[str, t.Any]:
         """Fetches a file; the broker writes it, under another name until it is whole.

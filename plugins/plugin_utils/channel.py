@@ -52,6 +52,8 @@ ANSWER_SECONDS = 60.0
 RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0)
 #: Largest attachment kept in memory (output of a process): as the WSDL has it for ReadOutput.
 MAXIMUM_ATTACHMENT = 17 << 20
+#: Files whose digests are remembered.
+REMEMBERED = 256
 #: A lost transfer is taken up again this many times without a further byte having arrived.
 TRANSFER_TRIES = 4
 
@@ -380,19 +382,33 @@ class Channel:
     # Files
 
     def put_file(self, local_path: str, remote_path: str, *, mode: str | None = None, user: str | None = None, checksum: str | None = None,
-                 on_progress: t.Callable[[int, int], None] | None = None, patience: float = 30.0) -> dict[str, t.Any]:
-        """Streams a file to the target; see ``Agent.put_file``. Returns size and checksum (hex)."""
+                 digests: bool = False, on_progress: t.Callable[[int, int], None] | None = None, patience: float = 30.0) -> dict[str, t.Any]:
+        """Streams a file to the target; see ``Agent.put_file``. Returns size and checksum (hex), with ``digests`` sha1 and md5 as well."""
         step = 'sending a file'
         try:
             file = open(local_path, 'rb')  # noqa: SIM115
         except OSError as error:
             raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
         with file:
-            total = os.fstat(file.fileno()).st_size
-            return self._put(file, total, local_path, remote_path, mode, user, checksum, on_progress, patience)
+            found = os.fstat(file.fileno())
+            arguments = (file, found.st_size, local_path, remote_path, mode, user, checksum, on_progress, patience)
+            if not digests:
+                return self._put(*arguments)
+            key = (local_path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+            if not _sent.begin(key):
+                result = self._put(*arguments)
+                return {**result, **_sent.digests(key, result['checksum'])}
+            try:
+                with contextlib.closing(mtom.Digests()) as more:
+                    result = self._put(*arguments, more)
+                    made = more.finish()
+                _sent.tell(key, result['checksum'], made)
+                return {**result, **made}
+            finally:
+                _sent.end(key)
 
     def _put(self, file: io.BufferedReader, total: int, local_path: str, remote_path: str, mode: str | None, user: str | None, checksum: str | None,
-             on_progress: t.Callable[[int, int], None] | None, patience: float) -> dict[str, t.Any]:
+             on_progress: t.Callable[[int, int], None] | None, patience: float, more: mtom.Digests | None = None) -> dict[str, t.Any]:
         step = 'sending a file'
         part = f'{remote_path}.sojourn-part'
         offset = 0
@@ -401,6 +417,8 @@ class Channel:
         deadline = time.monotonic() + patience
         while True:
             digest = hashlib.sha256()
+            if more is not None:
+                more.restart()
             file.seek(0)
             left = offset
             while left:
@@ -408,6 +426,8 @@ class Channel:
                 if not data:
                     break
                 digest.update(data)
+                if more is not None:
+                    more.update(data)
                 left -= len(data)
             done = offset
 
@@ -424,7 +444,7 @@ class Channel:
 
             # A pipe has a round trip for each piece.
             size = mtom.BUFFER if self.endpoint.tunnel is None else mtom.CHUNK
-            source = mtom.FileSource(file, total - offset, hash=digest, on_chunk=count, chunk=size)
+            source = mtom.FileSource(file, total - offset, hash=digest, digests=more, on_chunk=count, chunk=size)
             try:
                 answer = self._put_once(source, mtom.Late(32, finish), remote_path, offset, total, mode, user)
             except _Mismatch as mismatch:
@@ -562,6 +582,53 @@ class Channel:
         if bytes(checksum or b'') != digests[-1].digest():
             raise self._error('SD-707', 'fetching a file', path=remote_path, actual=digests[-1].hexdigest(), expected=bytes(checksum or b'').hex())
         return size
+
+
+class _Sent:
+    """The digests of files that were sent, for who sends the same file again: to many targets at once, one of the transfers makes them.
+
+    The others do not wait for it, which may be to a slow target: they do without where it has not ended before them. A file is the same by what the file
+    system says of it, and by the SHA-256 of what was sent of it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: None: they are being made.
+        self._files: dict[t.Hashable, tuple[str, dict[str, str | None]] | None] = {}
+
+    def begin(self, key: t.Hashable) -> bool:
+        """Whether the caller is to make them; then it calls ``end``, whatever happens."""
+        with self._lock:
+            if key in self._files:
+                return False
+            self._files[key] = None
+            if len(self._files) > REMEMBERED:
+                del self._files[next(iter(self._files))]
+            return True
+
+    def tell(self, key: t.Hashable, checksum: str, digests: dict[str, str | None]) -> None:
+        """What they are; ``checksum`` is the SHA-256."""
+        with self._lock:
+            self._files[key] = (checksum, digests)
+
+    def end(self, key: t.Hashable) -> None:
+        """They are told, or will not be."""
+        with self._lock:
+            if self._files.get(key) is None:
+                self._files.pop(key, None)
+
+    def digests(self, key: t.Hashable, checksum: str) -> dict[str, str | None]:
+        """Those of a file with that SHA-256; None for what is not known."""
+        with self._lock:
+            known = self._files.get(key)
+            if known is not None and known[0] == checksum:
+                return known[1]
+            if known is not None:  # it has changed, and looks as before
+                del self._files[key]
+            return {'sha1': None, 'md5': None}
+
+
+_sent = _Sent()
 
 
 class _Mismatch(Exception):

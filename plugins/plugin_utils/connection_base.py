@@ -148,6 +148,13 @@ class AgentConnection(ConnectionBase):
 
     def put_file(self, in_path: str, out_path: str) -> None:
         """See ConnectionBase. The broker reads the file; both ends check its SHA-256."""
+        self._put(in_path, out_path)
+
+    def put_file_and_hash(self, in_path: str, out_path: str) -> dict[str, t.Any]:
+        """The same, for our ``copy``; returns what ``Agent.put_file`` does with ``digests``."""
+        return self._put(in_path, out_path, digests=True)
+
+    def _put(self, in_path: str, out_path: str, **options: t.Any) -> dict[str, t.Any]:
         super().put_file(in_path, out_path)
         local = to_text(in_path, errors='surrogate_or_strict')
         remote = self._path(to_text(out_path, errors='surrogate_or_strict'))
@@ -155,7 +162,7 @@ class AgentConnection(ConnectionBase):
         if not os.path.exists(to_bytes(local, errors='surrogate_or_strict')):
             raise AnsibleFileNotFound(f'file or module does not exist: {local}')
         try:
-            self.agent.put_file(plain(local), plain(remote), user=self._file_user())
+            return self.agent.put_file(plain(local), plain(remote), user=self._file_user(), **options)
         except SojournError as error:
             raise ansible_error(error) from None
 

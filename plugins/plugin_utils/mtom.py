@@ -14,7 +14,9 @@ import dataclasses
 import functools
 import hashlib
 import io
+import queue
 import secrets
+import threading
 import typing as t
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library
@@ -26,6 +28,8 @@ XOP = 'http://www.w3.org/2004/08/xop/include'
 CHUNK = 1 << 20
 #: Bytes of a file that are there at a time: what was read or decrypted is hashed and handed on while it is in the processor's cache.
 BUFFER = 256 << 10
+#: Pieces of a file that may wait to be hashed while others are sent.
+AHEAD = 4
 #: Longest root part that an answer may have: a target must not be able to exhaust the controller's memory.
 MAXIMUM_ROOT = 64 << 20
 _MAXIMUM_PART_HEADERS = 16 << 10
@@ -79,21 +83,88 @@ class Late:
         yield data
 
 
-class FileSource:
-    """A stretch of a file, hashed on its way; ``hash`` may have been fed with what is before the stretch."""
+class Digests:
+    """SHA-1 and MD5 of what is sent, made by a thread beside the one that sends: hashlib lets others run meanwhile, and both take about as long.
 
-    def __init__(self, file: io.BufferedReader, size: int, *, hash: t.Any = None, on_chunk: t.Callable[[int], None] | None = None,
-                 chunk: int = BUFFER) -> None:
+    That thread reads the very buffers that are sent, so there are several of them, in a circle. To be closed.
+    """
+
+    def __init__(self) -> None:
+        self._full: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._hashed: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._waiting = 0
+        self._hashes: dict[str, t.Any] = {}
+        self._thread = threading.Thread(target=self._run, name='digests', daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (data := self._full.get()) is not None:
+            self.update(data)
+            self._hashed.put(data)
+
+    def _wait(self) -> memoryview:
+        self._waiting -= 1
+        return self._hashed.get()
+
+    def _wait_for_all(self) -> None:
+        while self._waiting:
+            self._wait()
+
+    def restart(self) -> None:
+        """Forgets what was hashed."""
+        self._wait_for_all()
+        self._hashes = {'sha1': hashlib.sha1(usedforsecurity=False)}
+        try:
+            self._hashes['md5'] = hashlib.md5(usedforsecurity=False)
+        except ValueError:
+            pass  # by FIPS 140 there is none
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Hashes something at once."""
+        for digest in self._hashes.values():
+            digest.update(data)
+
+    def buffer(self, size: int) -> memoryview:
+        """One that nobody reads any more."""
+        if self._waiting < AHEAD:
+            return memoryview(bytearray(size))
+        return memoryview(self._wait().obj)
+
+    def hand_over(self, data: memoryview) -> None:
+        """Has the beginning of a buffer hashed; who sends it may only read it from now on."""
+        self._waiting += 1
+        self._full.put(data)
+
+    def finish(self) -> dict[str, str | None]:
+        """Both in hex; None for what there is not."""
+        self._wait_for_all()
+        return {name: self._hashes[name].hexdigest() if name in self._hashes else None for name in ('sha1', 'md5')}
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._full.put(None)
+        self._thread.join()
+
+
+class FileSource:
+    """A stretch of a file, hashed on its way; ``hash`` may have been fed with what is before the stretch, and so ``digests``."""
+
+    def __init__(self, file: io.BufferedReader, size: int, *, hash: t.Any = None, digests: Digests | None = None,
+                 on_chunk: t.Callable[[int], None] | None = None, chunk: int = BUFFER) -> None:
         self.size = size
         self._chunk = chunk
         self.hash = hash if hash is not None else hashlib.sha256()
+        self._digests = digests
         self._file = file
         self._on_chunk = on_chunk
 
     def __iter__(self) -> t.Iterator[memoryview]:
         left = self.size
-        buffer = memoryview(bytearray(min(self._chunk, left)))
+        size = min(self._chunk, left)
+        buffer = memoryview(bytearray(size))
         while left:
+            if self._digests is not None:
+                buffer = self._digests.buffer(size)
             try:
                 count = self._file.readinto(buffer[:left])
             except OSError as error:  # as such it would be taken for the connection's
@@ -101,6 +172,8 @@ class FileSource:
             if not count:
                 raise SourceError(f'it became shorter by {left} bytes while it was read')
             left -= count
+            if self._digests is not None:
+                self._digests.hand_over(buffer[:count])
             self.hash.update(buffer[:count])
             yield buffer[:count]
             if self._on_chunk is not None:

@@ -768,7 +768,7 @@ class Session:
             return f'{folder}\\{path}'.replace('/', '\\')
         return path if path.startswith('/') else f'{folder}/{path}'
 
-    def put_file(self, local_path: str, remote_path: str, *, mode: str | None, user: str | None, checksum: str | None,
+    def put_file(self, local_path: str, remote_path: str, *, mode: str | None, user: str | None, checksum: str | None, digests: bool = False,
                  on_progress: t.Callable[[int, int], None] | None, cancelled: threading.Event) -> dict[str, t.Any]:
         """See ``Agent.put_file``."""
         begin = time.monotonic()
@@ -782,7 +782,7 @@ class Session:
         def put(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
             with steps.step('put') as step:
                 result = channel.put_file(
-                    local_path, remote_path, mode=mode, user=self._user(user), checksum=checksum, on_progress=progress,
+                    local_path, remote_path, mode=mode, user=self._user(user), checksum=checksum, digests=digests, on_progress=progress,
                     patience=self.target.lease_seconds)
                 step.detail = f"{result['size']} bytes"
             return {'path': session.absolute(remote_path), **result}

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -34,6 +35,9 @@ mkdir -p "$1/deep/er" && echo other >"$1/one.txt" && echo other >"$1/deep/er/two
 chmod 600 "$1/one.txt" && chown deployer "$1/one.txt" && chmod 710 "$1/deep" && find "$1" -exec touch -h -d 2001-01-01 {} +
 """
 FILE = 'echo other >"$1" && chmod 604 "$1" && touch -d 2001-01-01 "$1"'
+# Of the large file's size, which is what decides.
+AS_LARGE = 'head -c 100000 /dev/zero >"$1" && chmod 604 "$1" && touch -d 2001-01-01 "$1"'
+LARGE = random.Random("large").randbytes(100_000)
 LINKS = 'mkdir "$1" && echo other >"$1.beside" && ln -s "$1.beside" "$1/one.txt" && ln -s nowhere "$1/zero"'
 
 # A tree's lines: what it is, mode, owner, group, size, SHA-1, where a link leads, whether it is old; a backup's name has the time in it.
@@ -113,7 +117,38 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "a file without rights": ('mkdir -m 700 "$1"', [step("flat/one.txt", "/there", keywords={"become": True, "become_user": "deployer"})]),
     "a file of another user": ('mkdir "$1" && chown deployer "$1"', [step("flat/one.txt", "/", keywords={"become": True, "become_user": "deployer"})]),
     "a file at home": ("", [step("flat/one.txt", dest="~deployer/COPY")]),
-    "a large file": ("", [step("large"), step("large", mode="0600")]),
+    "a large file": ("", [step("large"), step("large"), step("large", mode="0600")]),
+    "a large file, other content": (AS_LARGE, [step("large", keywords={"diff": True}, backup=True, owner="deployer"), step("large")]),
+    "a large file, other size": (FILE, [step("large", keywords={"diff": True}, backup=True, mode="0640"), step("large", mode="u+x")]),
+    "a large file, checked": ("", [step("large", keywords={"check_mode": True, "diff": True}), step("large"), step("large", keywords={"check_mode": True})]),
+    "a large file, checked, other content": (AS_LARGE, [step("large", keywords={"check_mode": True, "diff": True})]),
+    "a large file, checked, other size": (FILE, [step("large", keywords={"check_mode": True, "diff": True})]),
+    "a large file, only if it is missing": (AS_LARGE, [step("large", force=False), step("large", "-2", force=False), step("large", "-2", force="no")]),
+    "a large file with its checksum": (FILE, [step("large", checksum=hashlib.sha1(LARGE).hexdigest())]),
+    "a large file with a wrong checksum": ("", [step("large", checksum="0" * 40), step("large", checksum="not hashed yet")]),
+    "a large file with a wrong checksum, over another": (AS_LARGE, [step("large", checksum="0" * 40)]),
+    "a large file with its mode": (FILE, [step("large", mode="preserve"), step("large", mode="preserve")]),
+    "a large file, in place": (AS_LARGE, [step("large", unsafe_writes=True)]),
+    "a large file, validated": ("", [step("large", validate="test -s %s"), step("large", "-2", validate="false %s")]),
+    "a large file of nobody": (FILE, [step("large", owner="nosuchuser", keywords={"diff": True}), step("large", mode="nonsense")]),
+    "a large file in a folder": ('mkdir -p "$1/inner/large"', [step("large"), step("large"), step("large", "/inner"), step("large", "/new/")]),
+    "a large file where no folder is": ("", [step("large", "/not/there")]),
+    "a large file, and a link": ('echo other >"$1.beside" && ln -s "$1.beside" "$1"', [
+        step("large", follow=True), step("large", follow=True, mode="0640"), step("large", keywords={"diff": True})]),
+    "a large file, and a link to the same": ('head -c 100000 /dev/zero >"$1.beside" && ln -s "$1.beside" "$1"', [
+        step("large", follow=True, backup=True), step("large", mode="0640")]),
+    "a large file, and a link to nothing": ('ln -s nowhere "$1"', [step("large", follow=True), step("large")]),
+    "a large file, and a pipe": ('mkfifo "$1"', [step("large", "-2"), step("large")]),
+    "a large file, encrypted": ("", [step("secret-large", mode="0600"), step("secret-large", mode="0600"), step("secret-large", "-2", decrypt=False)]),
+    "a large file without rights": ('mkdir -m 700 "$1"', [step("large", "/there", keywords={"become": True, "become_user": "deployer"})]),
+    "a large file of another user": ('mkdir "$1" && chown deployer "$1"', [
+        step("large", "/", keywords={"become": True, "become_user": "deployer"}), step("large", "/", keywords={"become": True, "become_user": "deployer"})]),
+    "a large file over what is not to be read": ('mkdir "$1" && head -c 100000 /dev/zero >"$1/large" && chmod 600 "$1/large" && chown deployer "$1"', [
+        step("large", "/", keywords={"become": True, "become_user": "deployer"})]),
+    "a large file at home": ("", [step("large", dest="~deployer/COPY"), step("large", dest="$HOME/COPY.$HOME")]),
+    "a large file without pipelining": (FILE, [step("large", keywords={"vars": {"ansible_pipelining": False}})]),
+    "a large file, not shown": (FILE, [step("large", keywords={"no_log": True})]),
+    "a large text": (FILE, [step("", content="ein größerer\ntext" * 10_000, keywords={"diff": True})]),
     "a text": (FILE, [step("", content="ein größerer\ntext", keywords={"diff": True}), step("", content="ein größerer\ntext"), step("", content="")]),
     "a text in a folder": ('mkdir "$1"', [step("", content="x")]),
     "data": ("", [step("", content={"a": [1, "two"]}), step("", content={"a": [1, "two"]}, mode="0600")]),
@@ -146,7 +181,8 @@ def sources(folder: Path) -> None:
                        "twice/a/two.sh": "one\n", "twice/deep/er/two.sh": "", "secret/plain": "a line\n"}.items():  # fmt: skip
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    (folder / "large").write_bytes(os.urandom(100_000))
+    (folder / "large").write_bytes(LARGE)
+    (folder / "large").chmod(0o750)
     (folder / "almost/link").symlink_to("deep")
     (folder / "few/link").symlink_to("one.txt")
     for name in ("empty", "folders/one/two", "folders/three", "few/hollow"):
@@ -154,7 +190,9 @@ def sources(folder: Path) -> None:
     from ansible.constants import DEFAULT_VAULT_IDENTITY
     from ansible.parsing.vault import VaultLib, VaultSecret
 
-    (folder / "secret/sealed").write_bytes(VaultLib([(DEFAULT_VAULT_IDENTITY, VaultSecret(VAULT.encode()))]).encrypt("a hidden line\n"))
+    vault = VaultLib([(DEFAULT_VAULT_IDENTITY, VaultSecret(VAULT.encode()))])
+    (folder / "secret/sealed").write_bytes(vault.encrypt("a hidden line\n"))
+    (folder / "secret-large").write_bytes(vault.encrypt("a hidden line\n" * 6000))
     (folder / "vault-password").write_text(VAULT)
 
 
@@ -293,6 +331,9 @@ def test_in_the_place_of_ansible_cores(controller: Controller, other: Other | No
         {"name": "the first is not valid", "ansible.builtin.template": {**page, "validate": "{{ item }}"}, "loop": ["false %s", "true %s", ""]},
         {"name": "no YAML for JSON", "ansible.builtin.copy": {"content": "x", "dest": f"{AT}/x", "group": datetime.date(2020, 1, 2)}},
     ]
+    (tmp_path / "large.j2").write_text("{{ inventory_hostname * 20000 }}\n")
+    large = {"src": f"{tmp_path}/large.j2", "dest": f"{AT}/large"}
+    fails += [{"name": "large", "ansible.builtin.template": large}, {"name": "large, of nobody", "ansible.builtin.template": {**large, "owner": "nosuchuser"}}]
     fails = [{**task, "ignore_errors": True} for task in fails]
     left = {"name": "left", "ansible.builtin.raw": "find /root/.ansible/tmp /tmp -mindepth 1 -name 'ansible*'", "failed_when": False}
     defaults = [{"ansible.builtin.copy": {"dest": f"{AT}/text", "mode": "0604"}}]

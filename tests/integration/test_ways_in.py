@@ -299,7 +299,9 @@ def test_files_both_ways(controller: Controller, target: Any, family: str, tmp_p
     checksum = hashlib.sha256(data).hexdigest()
     steps: list[tuple[int, int]] = []
     put = agent.put_file(str(source), "stage/a file", checksum=checksum, on_progress=lambda done, total: steps.append((done, total)))
-    assert (put["size"], put["checksum"]) == (len(data), checksum)
+    assert (put["size"], put["checksum"]) == (len(data), checksum) and "sha1" not in put
+    hashed = agent.put_file(str(source), "stage/a file", digests=True)
+    assert [hashed[name] for name in ("checksum", "sha1", "md5")] == [checksum, hashlib.sha1(data).hexdigest(), hashlib.md5(data).hexdigest()]
     assert steps[-1] == (len(data), len(data))
     assert agent.stat(put["path"], checksum=True)["checksum"] == checksum
     got = agent.get_file("stage/a file", str(back))

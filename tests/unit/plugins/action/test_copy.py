@@ -46,11 +46,11 @@ copy.main()
 """
 
 
-def run(plan: dict[str, Any] | None, **internals: Any) -> dict[str, Any]:
+def run(plan: dict[str, Any] | None, program: str = PROGRAM, **internals: Any) -> dict[str, Any]:
     """Runs the module, in a process of its own."""
     arguments = {"dest": "/unused", **({"_plan": action.pack(plan)} if plan else {}), **internals}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), capture_output=True,
+        [sys.executable, "-c", program], input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}).encode(), capture_output=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert done.stdout, done.stderr.decode()
     return json.loads(done.stdout)
@@ -239,6 +239,10 @@ def test_which_are_small_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         for arguments in more:
             assert small(monkeypatch, dest=dest, **arguments)._kind() == kind, arguments
     assert small(monkeypatch, src=file)._kind() == "" and small(monkeypatch, False, dest=dest, src=file)._kind() == ""
+    for kind, pipelining, more in (("large", True, {}), ("", False, {}), ("", True, {"validate": "true %s"}), ("", True, {"remote_src": True})):
+        copying = small(monkeypatch, pipelining, dest=dest, src=str(tmp_path / "large"), **more)
+        copying._connection.put_file_and_hash = None
+        assert copying._kind() == kind, more
     windows = small(monkeypatch, dest=dest, src=file)
     windows._connection._shell._IS_WINDOWS = True
     assert windows._kind() == ""
@@ -301,6 +305,150 @@ def test_what_was_there_is_kept_for_a_diff_of_what_fails(tmp_path: Path) -> None
     requests = [copied("one", tmp_path, 3, f"{tmp_path}/one", owner="nosuchuser")]
     before = run(plan_of(requests, str(tmp_path / "contents")), _ansible_tmpdir=str(tmp_path))["all_of_it"]["before"]
     assert (before["peeked"]["state"], before["content"]) == ("file", "YmVmb3JlCg==")
+
+
+SENT = {"sha1": "5" * 40, "md5": "6" * 32}
+WITHOUT_MD5 = PROGRAM.replace("copy.main()", "del basic.AVAILABLE_HASH_ALGORITHMS['md5']\ncopy.main()")
+
+
+@pytest.mark.parametrize(
+    ("digests", "program", "expected"),
+    [
+        ({"path": "source", **SENT}, PROGRAM, ("5" * 40, "6" * 32)),
+        ({"path": "source", "sha1": "5" * 40, "md5": None}, PROGRAM, ("5" * 40, hashlib.md5(b"new").hexdigest())),
+        ({"path": "source", **SENT}, WITHOUT_MD5, ("5" * 40, None)),
+        ({"path": "sourc", **SENT}, PROGRAM, (hashlib.sha1(b"new").hexdigest(), hashlib.md5(b"new").hexdigest())),
+        (None, WITHOUT_MD5, (hashlib.sha1(b"new").hexdigest(), None)),
+    ],
+)
+def test_what_was_hashed_on_its_way_is_not_hashed_again(tmp_path: Path, digests: dict[str, Any] | None, program: str, expected: Any) -> None:
+    """That the digests are others shows who has made them. Nothing but that file has them, so one that was there is replaced."""
+    (tmp_path / "source").write_bytes(b"new")
+    (tmp_path / "there").write_bytes(b"old")
+    request = action.Request("copy", {"src": f"{tmp_path}/source", "dest": f"{tmp_path}/there", "checksum": expected[0], "backup": True}, None, None)
+    plan = plan_of([request])
+    if digests:
+        plan["digests"] = {**digests, "path": f"{tmp_path}/{digests['path']}"}
+    result = run(plan, program)
+    assert not result.get("failed") and result["changed"], result
+    assert (result["checksum"], result["md5sum"]) == expected and (tmp_path / "there").read_bytes() == b"new"
+
+
+class Large:
+    """Core's own code, with a large file that is to be copied and a target that answers as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, *there: dict[str, Any], **arguments: Any) -> None:
+        self.asked: list[Any] = []
+        self.placed: dict[str, Any] = {}
+        self.answer: dict[str, Any] = {"changed": True}
+        self.sent: dict[str, Any] = SENT
+        copying = small(monkeypatch, src=str(path), dest="/there", **arguments)
+        self.copying, self.path, self._there = copying, path, list(there)
+        copying._task.diff = copying._task.check_mode = False
+        copying._task.collections = []
+        copying._vars = {}
+        copying._loader = SimpleNamespace(get_real_file=lambda path, decrypt: path, cleanup_tmp_file=lambda path: None)
+        copying._connection = SimpleNamespace(put_file_and_hash=self._put, _shell=SimpleNamespace(
+            tmpdir="/tmp/folder", path_has_trailing_slash=lambda path: path.endswith("/"), join_path=os.path.join))
+        monkeypatch.setattr(copying, "_fixup_perms2", lambda paths: paths)
+        monkeypatch.setattr(action.CoreCopy, "_execute_module", lambda unused, *words, **more: self._execute(*words, **more))
+
+    def _put(self, local: str, remote: str) -> dict[str, Any]:
+        self.asked.append("put")
+        return {"size": 1, "checksum": "7" * 64, **self.sent}
+
+    def _execute(self, module_name: str, module_args: dict[str, Any], **unused: Any) -> dict[str, Any]:
+        if module_name.endswith("stat"):
+            self.asked.append(("stat", module_args["get_checksum"]))
+            return {"stat": self._there.pop(0)}
+        self.asked.append(module_name)
+        if module_name == action.MODULE:
+            self.placed = action.unpack(module_args["_plan"])
+        return dict(self.answer)
+
+    def copy(self) -> Any:
+        with self.copying._hashing_on_the_way(core()):
+            return self.copying._copy_file(str(self.path), "file", None, None, "/there", {}, False)
+
+
+@pytest.fixture
+def large_file(tmp_path: Path) -> Path:
+    (tmp_path / "large").write_bytes(b"large")
+    return tmp_path / "large"
+
+
+def not_hashed(path: str) -> Any:
+    raise AssertionError("it is hashed")
+
+
+REGULAR = {"exists": True, "isdir": False, "isreg": True, "readable": True}
+HAS = hashlib.sha1(b"large").hexdigest()
+
+
+@pytest.mark.parametrize("there", [
+    {"exists": False}, {**REGULAR, "size": 4}, {**REGULAR, "size": 5, "readable": False}, {**REGULAR, "size": 5, "isreg": False, "islnk": True},
+])  # fmt: skip
+def test_a_large_file_is_hashed_only_while_it_is_sent(monkeypatch: pytest.MonkeyPatch, large_file: Path, there: dict[str, Any]) -> None:
+    large = Large(monkeypatch, large_file, there)
+    monkeypatch.setattr(action.core_copy, "checksum", not_hashed)
+    result = large.copy()
+    assert large.asked == [("stat", False), "put", action.MODULE] and action.core_copy.checksum is not_hashed
+    ((name, arguments, size, seen),) = large.placed["requests"]
+    assert (name, arguments["checksum"], size, seen) == ("copy", SENT["sha1"], None, None)
+    assert large.placed["digests"] == {"path": arguments["src"], **SENT} and result["checksum"] == SENT["sha1"]
+
+
+def test_a_large_file_whose_checksum_was_given(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    """It is for core's module to compare; a failure before that shows what was sent."""
+    monkeypatch.setattr(action.core_copy, "checksum", not_hashed)
+    large = Large(monkeypatch, large_file, {"exists": False}, checksum=action.NOT_YET)
+    large.answer = {"failed": True, "msg": "no"}
+    assert large.copy()["checksum"] == SENT["sha1"] and large.placed["requests"][0][1]["checksum"] == action.NOT_YET
+
+
+def test_a_large_file_whose_digests_another_transfer_makes(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    """It goes on as core has it: both ends hash it."""
+    large = Large(monkeypatch, large_file, {"exists": False})
+    large.sent = {"sha1": None, "md5": None}
+    assert large.copy()["checksum"] == large.placed["requests"][0][1]["checksum"] == HAS
+    assert large.asked == [("stat", False), "put", action.MODULE] and large.placed["digests"] is None
+
+
+@pytest.mark.parametrize("there", ["0" * 40, ""])
+def test_a_large_file_in_the_place_of_another_of_its_size(monkeypatch: pytest.MonkeyPatch, large_file: Path, there: str) -> None:
+    large = Large(monkeypatch, large_file, {**REGULAR, "size": 5}, {**REGULAR, "size": 5, "checksum": there})
+    assert large.copy()["checksum"] == SENT["sha1"]
+    assert large.asked == [("stat", False), ("stat", True), "put", action.MODULE]
+    assert large.placed["requests"][0][1]["checksum"] == HAS, "core's module compares it with what was sent"
+
+
+def test_a_large_file_that_is_there_is_not_sent(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    large = Large(monkeypatch, large_file, {**REGULAR, "size": 5}, {**REGULAR, "size": 5, "checksum": HAS})
+    assert large.copy()["checksum"] == HAS
+    assert large.asked == [("stat", False), ("stat", True), "ansible.legacy.file"]
+
+
+def test_a_large_file_that_is_in_no_folder_yet_is_not_hashed_without_force(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    monkeypatch.setattr(action.core_copy, "checksum", not_hashed)
+    assert Large(monkeypatch, large_file, {"exists": False}, force=False).copy()["checksum"] == SENT["sha1"]
+    there = Large(monkeypatch, large_file, {**REGULAR, "size": 5}, force=False)
+    assert there.copy() is None and there.asked == [("stat", False)]
+
+
+def test_a_large_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    """Core's code says so, as ever; and where both ends are asked, what goes wrong on either."""
+    def fails(path: str) -> Any:
+        raise AnsibleActionFail(f"no such {os.path.basename(path)}")
+
+    large = Large(monkeypatch, large_file, {"exists": False}, {**REGULAR, "size": 5}, {**REGULAR, "size": 5})
+    monkeypatch.setattr(action.core_copy, "checksum", fails)
+    large_file.rename(f"{large_file}-away")
+    with pytest.raises(AnsibleActionFail, match="no such large"):
+        large.copy()
+    os.rename(f"{large_file}-away", large_file)
+    with pytest.raises(AnsibleActionFail, match="no such large"):
+        large.copy()
+    assert action.core_copy.checksum is fails and large.copying._stage == ""
 
 
 def test_without_a_plan_it_says_whose_it_is() -> None:

@@ -11,6 +11,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import channel as channel_module
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import mtom, network
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.channel import Channel, ConnectionLost, Endpoint
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials, _readable_path, fingerprint_of_pem
@@ -469,8 +471,104 @@ def test_put_file_goes_on_where_it_broke_off(server: Server, channel: Channel, f
     store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
     server.stream = take_file(server, store, cut_at=2 << 20)
     result = channel.put_file(str(file), "p")
+    assert sorted(result) == ["checksum", "size"]
     assert store["data"] == file.read_bytes() and result["checksum"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert store["offsets"][0] == 0 and store["offsets"][1] > 2 << 20
+
+
+def both_of(data: bytes) -> dict[str, str]:
+    return {"sha1": hashlib.sha1(data).hexdigest(), "md5": hashlib.md5(data).hexdigest()}
+
+
+@pytest.mark.parametrize("cut_at", [None, 2 << 20])
+@pytest.mark.parametrize("slow", [False, True])
+def test_put_file_hashes_on_the_way(server: Server, channel: Channel, file: Path, cut_at: int | None, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what had arrived before it broke off, and where it is sent faster than it is hashed: no buffer is filled anew before that."""
+    store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
+    server.stream = take_file(server, store, cut_at=cut_at)
+    update = mtom.Digests.update
+    if slow:
+        monkeypatch.setattr(mtom.Digests, "update", lambda self, data: (time.sleep(0.02), update(self, data))[1])
+    result = channel.put_file(str(file), "p", digests=True)
+    assert len(store["offsets"]) == (2 if cut_at else 1) and store["data"] == file.read_bytes()
+    assert {name: result[name] for name in ("sha1", "md5")} == both_of(file.read_bytes())
+    assert result["checksum"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "digests" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_put_file_makes_the_digests_of_a_file_once(server: Server, channel: Channel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sends it meanwhile does without; who sends it later has them; nobody has another file's, though it looks the same."""
+    data = file.read_bytes()
+    hashed: list[int] = []
+    update = mtom.Digests.update
+    monkeypatch.setattr(mtom.Digests, "update", lambda self, data: hashed.append(len(data)) or update(self, data))
+
+    def put(on_progress: Any = None) -> dict[str, Any]:
+        server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+        result = channel.put_file(str(file), "p", digests=True, on_progress=on_progress)
+        return {name: result[name] for name in ("sha1", "md5")}
+
+    meanwhile: list[dict[str, Any]] = []
+
+    def once(done: int, total: int) -> None:
+        if done == total and not meanwhile:
+            meanwhile.append({})
+            meanwhile.append(put())
+
+    assert put(once) == both_of(data) and meanwhile[1] == {"sha1": None, "md5": None}
+    assert sum(hashed) == len(data)
+    again = [put(), put()]
+    assert again == [both_of(data)] * 2 and sum(hashed) == len(data)
+    found = file.stat()
+    with file.open("r+b") as stream:
+        stream.write(b"other")
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert put() == {"sha1": None, "md5": None} and put() == both_of(file.read_bytes())
+
+
+def test_put_file_that_fails_makes_way_for_the_next(server: Server, channel: Channel, file: Path) -> None:
+    server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+    with pytest.raises(SojournError, match="SD-106"):
+        channel.put_file(str(file), "p", checksum="0" * 64, digests=True)
+    server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+    assert channel.put_file(str(file), "p", digests=True)["sha1"] == hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+def test_digests_are_not_remembered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_module, "REMEMBERED", 2)
+    sent = channel_module._Sent()
+    for key in "abc":
+        assert sent.begin(key)
+        sent.tell(key, "sum", {"sha1": key, "md5": None})
+        sent.end(key)
+    assert [sent.digests(key, "sum")["sha1"] for key in "abc"] == [None, "b", "c"]
+
+
+def test_put_file_hashes_nothing_in_no_bytes(server: Server, channel: Channel, tmp_path: Path) -> None:
+    store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True, "size": 0}
+    server.stream = take_file(server, store)
+    (tmp_path / "file").touch()
+    result = channel.put_file(str(tmp_path / "file"), "p", digests=True)
+    assert {name: result[name] for name in ("sha1", "md5")} == both_of(b"")
+
+
+def test_put_file_where_there_is_no_md5(server: Server, channel: Channel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*unused: Any, **unused_more: Any) -> Any:
+        raise ValueError("disabled for FIPS")
+
+    monkeypatch.setattr(mtom.hashlib, "md5", none)
+    store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
+    server.stream = take_file(server, store)
+    result = channel.put_file(str(file), "p", digests=True)
+    assert (result["sha1"], result["md5"]) == (hashlib.sha1(file.read_bytes()).hexdigest(), None)
+
+
+def test_put_file_that_fails_leaves_no_thread(server: Server, channel: Channel, file: Path) -> None:
+    store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
+    server.stream = take_file(server, store)
+    with pytest.raises(SojournError, match="SD-106"):
+        channel.put_file(str(file), "p", checksum="0" * 64, digests=True)
+    assert "digests" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_put_file_whose_answer_was_lost_is_sent_anew(server: Server, channel: Channel, file: Path) -> None:
@@ -487,7 +585,8 @@ def test_put_file_whose_answer_was_lost_is_sent_anew(server: Server, channel: Ch
         return take(handler, length)
 
     server.stream = stream
-    assert channel.put_file(str(file), "p")["size"] == file.stat().st_size
+    result = channel.put_file(str(file), "p", digests=True)
+    assert result["size"] == file.stat().st_size and {name: result[name] for name in ("sha1", "md5")} == both_of(file.read_bytes())
     assert store["offsets"] == [0, -1, 0] and store["data"] == file.read_bytes()
 
 
