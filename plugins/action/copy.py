@@ -69,6 +69,8 @@ LARGE = 32 << 20
 BUNDLE = 128 << 20
 #: Bytes that go with the module that places them: what may well be held in memory on both ends.
 INLINE = 64 << 10
+#: Bytes from which on it is cheaper to ask the target once more than to have it hash for nothing what is at the file's place.
+HASHED_IF_ASKED = 8 << 20
 #: What core's code takes for the folder on the target where there is none, to put names together.
 NO_FOLDER = '/nonexistent'
 _OURS = '_sojourn_number'
@@ -292,7 +294,8 @@ class ActionModule(CoreCopy):
                 return 'folder'
             if not self._at_once():
                 return ''
-            return 'file' if os.path.getsize(path) <= INLINE else 'large' if self._hashes_on_the_way() else ''
+            self._size = os.path.getsize(path)
+            return 'file' if self._size <= INLINE else 'large' if self._hashes_on_the_way() else ''
         except (AnsibleError, OSError, TypeError, ValueError):
             return ''  # core's code says what is wrong with it
 
@@ -474,6 +477,7 @@ class ActionModule(CoreCopy):
     def _hashing_on_the_way(self, sources: dict[str, str]) -> t.Iterator[None]:
         self._core_sources = sources
         self._there: dict[str, t.Any] | None = None
+        self._look_closer: t.Callable[[], dict[str, t.Any]] | None = None
         self._arrived: Arrived | None = None
         # Its module is nobody else's, and a task has a process of its own.
         self._core_checksum = core_copy.checksum
@@ -485,13 +489,14 @@ class ActionModule(CoreCopy):
             core_copy.checksum = self._core_checksum
 
     def _stat_large(self, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
-        """What is at the file's place, its SHA-1 only when it is asked for: that takes as long as to send it."""
+        """What is at the file's place, that of a very large one without its SHA-1 until it is asked for: it takes as long as to send it."""
         def look(checksum: bool) -> dict[str, t.Any]:
             with self._in(''):
                 return super(ActionModule, self)._execute_remote_stat(*args, **{**kwargs, 'checksum': checksum})
 
-        self._look_closer = functools.partial(look, True)
-        self._there = dict(look(False))
+        at_once = self._size < HASHED_IF_ASKED
+        self._look_closer = None if at_once else functools.partial(look, True)
+        self._there = dict(look(at_once))
         return self._there
 
     def _checksum_of_large(self, path: str) -> str | None:
@@ -506,6 +511,8 @@ class ActionModule(CoreCopy):
             return self._core_checksum(path)
         if not there['exists'] or there.get('isreg') is False or there.get('readable') is False or there.get('size') not in (None, size):
             return NOT_YET
+        if self._look_closer is None:
+            return self._core_checksum(path)
         here: concurrent.futures.Future[str | None] = concurrent.futures.Future()
 
         def read() -> None:

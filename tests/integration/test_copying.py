@@ -38,6 +38,9 @@ FILE = 'echo other >"$1" && chmod 604 "$1" && touch -d 2001-01-01 "$1"'
 # Of the large file's size, which is what decides.
 AS_LARGE = 'head -c 100000 /dev/zero >"$1" && chmod 604 "$1" && touch -d 2001-01-01 "$1"'
 LARGE = random.Random("large").randbytes(100_000)
+# Of which the target is asked twice.
+VERY_LARGE = 9_000_000
+AS_VERY_LARGE = AS_LARGE.replace("100000", str(VERY_LARGE))
 LINKS = 'mkdir "$1" && echo other >"$1.beside" && ln -s "$1.beside" "$1/one.txt" && ln -s nowhere "$1/zero"'
 
 # A tree's lines: what it is, mode, owner, group, size, SHA-1, where a link leads, whether it is old; a backup's name has the time in it.
@@ -139,6 +142,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
         step("large", follow=True, backup=True), step("large", mode="0640")]),
     "a large file, and a link to nothing": ('ln -s nowhere "$1"', [step("large", follow=True), step("large")]),
     "a large file, and a pipe": ('mkfifo "$1"', [step("large", "-2"), step("large")]),
+    "a very large file": (FILE, [step("very-large"), step("very-large"), step("very-large", mode="0600")]),
+    "a very large file, other content": (AS_VERY_LARGE, [step("very-large", "", owner="deployer"), step("very-large", force=False)]),
     "a large file, encrypted": ("", [step("secret-large", mode="0600"), step("secret-large", mode="0600"), step("secret-large", "-2", decrypt=False)]),
     "a large file without rights": ('mkdir -m 700 "$1"', [step("large", "/there", keywords={"become": True, "become_user": "deployer"})]),
     "a large file of another user": ('mkdir "$1" && chown deployer "$1"', [
@@ -183,6 +188,7 @@ def sources(folder: Path) -> None:
         (folder / name).write_text(text)
     (folder / "large").write_bytes(LARGE)
     (folder / "large").chmod(0o750)
+    (folder / "very-large").write_bytes(LARGE * (VERY_LARGE // len(LARGE)))
     (folder / "almost/link").symlink_to("deep")
     (folder / "few/link").symlink_to("one.txt")
     for name in ("empty", "folders/one/two", "folders/three", "few/hollow"):

@@ -344,6 +344,7 @@ class Large:
         self.sent: dict[str, Any] = SENT
         copying = small(monkeypatch, src=str(path), dest="/there", **arguments)
         self.copying, self.path, self._there = copying, path, list(there)
+        copying._size = action.HASHED_IF_ASKED
         copying._task.diff = copying._task.check_mode = False
         copying._task.collections = []
         copying._vars = {}
@@ -426,6 +427,14 @@ def test_a_large_file_that_is_there_is_not_sent(monkeypatch: pytest.MonkeyPatch,
     large = Large(monkeypatch, large_file, {**REGULAR, "size": 5}, {**REGULAR, "size": 5, "checksum": HAS})
     assert large.copy()["checksum"] == HAS
     assert large.asked == [("stat", False), ("stat", True), "ansible.legacy.file"]
+
+
+@pytest.mark.parametrize(("there", "then"), [("0" * 40, ["put", action.MODULE]), (HAS, ["ansible.legacy.file"])])
+def test_what_is_less_large_is_asked_about_once(monkeypatch: pytest.MonkeyPatch, large_file: Path, there: str, then: list[str]) -> None:
+    large = Large(monkeypatch, large_file, {**REGULAR, "size": 5, "checksum": there})
+    large.copying._size = action.HASHED_IF_ASKED - 1
+    large.copy()
+    assert large.asked == [("stat", True), *then]
 
 
 def test_a_large_file_that_is_in_no_folder_yet_is_not_hashed_without_force(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
