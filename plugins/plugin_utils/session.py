@@ -169,6 +169,8 @@ class Session:
         self._removal: dict[str, t.Any] = {}
         #: Processes that are under way.
         self._jobs: set[Job] = set()
+        #: Files that are on their way.
+        self._transfers = 0
 
     # Deploying
 
@@ -768,6 +770,16 @@ class Session:
             return f'{folder}\\{path}'.replace('/', '\\')
         return path if path.startswith('/') else f'{folder}/{path}'
 
+    @contextlib.contextmanager
+    def _transfer(self) -> t.Iterator[None]:
+        with self._wake:
+            self._transfers += 1
+        try:
+            yield
+        finally:
+            with self._wake:
+                self._transfers -= 1
+
     def put_file(self, local_path: str, remote_path: str, *, mode: str | None, user: str | None, checksum: str | None, digests: bool = False,
                  on_progress: t.Callable[[int, int], None] | None, cancelled: threading.Event) -> dict[str, t.Any]:
         """See ``Agent.put_file``."""
@@ -780,7 +792,7 @@ class Session:
                 on_progress(done, total)
 
         def put(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
-            with steps.step('put') as step:
+            with session._transfer(), steps.step('put') as step:
                 result = channel.put_file(
                     local_path, remote_path, mode=mode, user=self._user(user), checksum=checksum, digests=digests, on_progress=progress,
                     patience=self.target.lease_seconds)
@@ -797,8 +809,8 @@ class Session:
             if cancelled.is_set() or self._ended.is_set():
                 raise Cancelled
 
-        def get(unused_session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
-            with steps.step('fetch') as step:
+        def get(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
+            with session._transfer(), steps.step('fetch') as step:
                 result = channel.get_file(remote_path, local_path, user=self._user(user), on_progress=wanted, patience=self.target.lease_seconds)
                 step.detail = f"{result['size']} bytes"
                 return result
@@ -1051,7 +1063,7 @@ class Session:
                 if result['changed'] or not self._other.live:
                     self._other = None
                 return result
-            if self._channel is None or unless_used and self._jobs:
+            if self._channel is None or unless_used and (self._jobs or self._transfers):
                 return {'changed': False, 'removed': []}
             try:
                 with steps.step('remove') as step:

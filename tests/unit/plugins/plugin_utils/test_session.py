@@ -897,6 +897,27 @@ def test_an_agent_that_is_used_is_not_reset(host: Host) -> None:
     assert session.remove(unless_used=True)["changed"] and "Shutdown" in host.events
 
 
+@pytest.mark.parametrize("how", ["put_file", "get_file"])
+def test_an_agent_that_is_sending_a_file_is_not_reset(host: Host, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    session = make(host)
+    going, done = threading.Event(), threading.Event()
+
+    def transfer(*unused: Any, **more: Any) -> dict[str, Any]:
+        going.set()
+        assert done.wait(60)
+        return {"size": 1, "checksum": ""}
+
+    monkeypatch.setattr(FakeChannel, how, transfer, raising=False)
+    more = {"mode": None, "checksum": None, "on_progress": None} if how == "put_file" else {}
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(lambda: getattr(session, how)("a", "b", user=None, cancelled=threading.Event(), **more))
+        assert going.wait(60)
+        assert session.remove(unless_used=True) == {"changed": False, "removed": []} and "Shutdown" not in host.events
+        done.set()
+        first.result(60)
+    assert session.remove(unless_used=True)["changed"] and "Shutdown" in host.events
+
+
 def test_an_agent_that_is_taken_away_meanwhile_is_put_there_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """By another task's reset_connection, between this one's look and its order."""
     session = make(host)
