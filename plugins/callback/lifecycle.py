@@ -22,7 +22,7 @@ description:
     remove themselves only when their lease is over. Enable this plugin there.
   - It makes runs faster as well. The broker is started, and loads its libraries, while Ansible prepares the first task. The connection
     plugins are loaded once, and not again by the worker of each task on each host, as Ansible does with its own; and modules are packed for
-    the target beside the first tasks.
+    the target beside the first tasks. By SSH, a target on which a module has run gets the play's other modules before their tasks come to it.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
 options:
   bundle_copies:

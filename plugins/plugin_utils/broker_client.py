@@ -439,7 +439,9 @@ class Agent:
     def remove(self, *, unless_used: bool = False) -> dict[str, t.Any]:
         """Ends the agent and waits until service, folder and rule are gone and the way in is released.
 
-        ``unless_used``: not where processes run by it, or files are on their way. Returns ``{'changed': bool, 'removed': [...]}``. Without a session: changed False, and nothing is connected to. Raises SD-801.
+        ``unless_used``: not where processes run by it, or files are on their way.
+
+        Returns ``{'changed': bool, 'removed': [...]}``. Without a session: changed False, and nothing is connected to. Raises SD-801.
         """
         return self._call('remove', {'unless_used': unless_used}, start=False) or {'changed': False, 'removed': []}
 
