@@ -354,12 +354,14 @@ class ActionModule(CoreCopy):
         ask = (source_full, source_rel, content, content_tempfile, dest, task_vars, follow)
         if self._stage != 'plan':
             return super()._copy_file(*ask)
+        self._size = 0
         with contextlib.suppress(OSError):  # core's code says what is wrong with it
-            if os.path.getsize(to_bytes(source_full, errors='surrogate_or_strict')) >= LARGE:
-                self._place()
-                self._need_folder()
-                with self._in(''):
-                    return super()._copy_file(*ask)
+            self._size = os.path.getsize(to_bytes(source_full, errors='surrogate_or_strict'))
+        if self._size >= LARGE:
+            self._place()
+            self._need_folder()
+            with self._hashing_on_the_way(self._core_sources) if self._at_once() and self._hashes_on_the_way() else self._in(''):
+                return super()._copy_file(*ask)
         result = super()._copy_file(*ask)
         self._sent = self._seen = None
         if result and _OURS in result:

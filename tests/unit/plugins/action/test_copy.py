@@ -399,6 +399,19 @@ def test_a_large_file_is_hashed_only_while_it_is_sent(monkeypatch: pytest.Monkey
     assert large.placed["digests"] == {"path": arguments["src"], **SENT} and result["checksum"] == SENT["sha1"]
 
 
+def test_a_large_file_of_a_folder_is_hashed_only_while_it_is_sent(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    monkeypatch.setattr(action.core_copy, "checksum", not_hashed)
+    monkeypatch.setattr(action, "LARGE", 5)
+    monkeypatch.setattr(action, "HASHED_IF_ASKED", 5)
+    large = Large(monkeypatch, large_file, {"exists": False})
+    copying = large.copying
+    copying._requests, copying._plain_names, copying._core_sources = [], action.PlainNames(), core()
+    with copying._in("plan"):
+        result = copying._copy_file(str(large_file), "file", None, None, "/there", {}, False)
+        assert copying._stage == "plan"
+    assert large.asked == [("stat", False), "put", action.MODULE] and result["checksum"] == SENT["sha1"]
+
+
 def test_a_large_file_whose_checksum_was_given(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
     """It is for core's module to compare; a failure before that shows what was sent."""
     monkeypatch.setattr(action.core_copy, "checksum", not_hashed)
