@@ -97,11 +97,24 @@ class Request(t.NamedTuple):
     """Whose content is to be kept until this is done, for a diff."""
 
 
+class Identity(t.NamedTuple):
+    """What the file system says of a file; of one that was written to since, something else."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+
+def _identity(found: os.stat_result) -> Identity:
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 class Arrived(t.NamedTuple):
     """A large file in core's temporary folder on the target."""
 
     path: str
-    sha1: str | None
+    sha1: str
     md5: str | None
     sent: bool
     """Whether both are of what was sent."""
@@ -399,11 +412,7 @@ class ActionModule(CoreCopy):
                 self._content = source.read()
             return remote_path
         if self._stage == 'large':
-            sent = self._connection.put_file_and_hash(local_path, remote_path)
-            known = sent['sha1'] is not None
-            # Another host's transfer of the same file makes them, and has not ended yet: both ends hash it, as ever.
-            self._arrived = Arrived(remote_path, sent['sha1'] if known else self._core_checksum(local_path), sent['md5'] if known else None, known)
-            return remote_path
+            return self._send_large(local_path, remote_path)
         if self._stage != 'plan':
             return super()._transfer_file(local_path, remote_path)
         try:
@@ -481,6 +490,7 @@ class ActionModule(CoreCopy):
         self._there: dict[str, t.Any] | None = None
         self._look_closer: t.Callable[[], dict[str, t.Any]] | None = None
         self._arrived: Arrived | None = None
+        self._found: t.Any = None
         # Its module is nobody else's, and a task has a process of its own.
         self._core_checksum = core_copy.checksum
         core_copy.checksum = self._checksum_of_large
@@ -496,7 +506,7 @@ class ActionModule(CoreCopy):
             with self._in(''):
                 return super(ActionModule, self)._execute_remote_stat(*args, **{**kwargs, 'checksum': checksum})
 
-        at_once = self._size < HASHED_IF_ASKED
+        at_once = bool(kwargs['checksum']) and self._size < HASHED_IF_ASKED  # without `force` core does not ask for it
         self._look_closer = None if at_once else functools.partial(look, True)
         self._there = dict(look(at_once))
         return self._there
@@ -505,7 +515,8 @@ class ActionModule(CoreCopy):
         """In the place of core's, which asks for the local file's SHA-1 to find out whether it is another than the target's: of another size it is."""
         try:
             with open(to_bytes(path, errors='surrogate_or_strict'), 'rb') as file:
-                size = os.fstat(file.fileno()).st_size
+                self._found = _identity(os.fstat(file.fileno()))
+                size = self._found.size
         except OSError:
             return self._core_checksum(path)  # says what is wrong with it
         there = self._there
@@ -528,16 +539,32 @@ class ActionModule(CoreCopy):
         there.update(self._look_closer())  # what core's code has as well, and compares with next
         return here.result()
 
-    def _place_large(self, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
-        """Core's ``copy``, with the digests of what was sent.
+    def _send_large(self, local_path: str, remote_path: str) -> str:
+        sent = self._connection.put_file_and_hash(local_path, remote_path)
+        sha1, md5 = sent['sha1'], sent['md5']
+        known = sha1 is not None
+        if not known:  # another host's transfer of the same file makes them, and has not ended yet: both ends hash it, as ever
+            sha1, md5 = self._core_checksum(local_path), None
+        # Core would have another SHA-1 of it from before.
+        try:
+            changed = self._found is not None and _identity(os.stat(to_bytes(local_path, errors='surrogate_or_strict'))) != self._found
+        except OSError:
+            changed = True
+        if changed or sha1 is None:
+            raise AnsibleActionFail(f'{local_path} changed while it was being copied.')
+        self._arrived = Arrived(remote_path, sha1, md5, known)
+        return remote_path
 
-        Where the file changes on the controller meanwhile, core fails by another SHA-1 than the one that it had before. Here there is none before: what was
-        sent is placed, and told.
+    def _place_large(self, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Core's ``copy``, with the digests of what was sent. Who becomes a user without rights may get there by a group, of which others are members:
+
+        there the module makes them of what it places, and compares, as core's does.
         """
         arrived = t.cast(Arrived, self._arrived)
         if arguments.get('checksum') == NOT_YET and not self._task.args.get('checksum'):
             arguments['checksum'] = arrived.sha1
-        digests = {'path': arrived.path, 'sha1': arrived.sha1, 'md5': arrived.md5} if arrived.sent else None
+        trusted = arrived.sent and not self._is_become_unprivileged()
+        digests = {'path': arrived.path, 'sha1': arrived.sha1, 'md5': arrived.md5} if trusted else None
         answer = self._core_module('copy', arguments, digests=digests)
         if not answer.get('checksum'):
             answer['checksum'] = arrived.sha1  # as core has it, in the place of what it takes for it
@@ -553,7 +580,7 @@ class ActionModule(CoreCopy):
     def _core_module(self, name: str, arguments: dict[str, t.Any], size: int | None = None, **more: t.Any) -> dict[str, t.Any]:
         """One of core's modules, by ours."""
         answer = self._ours({
-            'sources': self._core_sources, 'common': {name: {}}, 'requests': [(name, arguments, size, None)],
+            'sources': {name: self._core_sources[name]}, 'common': {name: {}}, 'requests': [(name, arguments, size, None)],
             'contents': None, 'inline': None, 'diff_limit': 0, 'last': True, **more})
         answer.pop('all_of_it', None)
         return answer

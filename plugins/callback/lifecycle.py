@@ -75,6 +75,8 @@ class CallbackModule(CallbackBase):
         self._run = os.getpid()
         self._ended = False
         self._began = False
+        #: That have begun.
+        self._plays = 0
         #: Processes that pack modules.
         self._packing: list[int] = []
         # Ctrl-C ends a run without any further callback; what is left then is Python's own end.
@@ -107,12 +109,13 @@ class CallbackModule(CallbackBase):
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         """Has the broker started, if the play will need it, and the play's modules packed."""
+        self._plays += 1
         way_in = _way_in(play)
         if way_in is not None:
             broker_client.start_early(self._run, way_in)
         module_cache.prepare()
         self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
-        pid = module_cache.fill(play, self.get_option('bundle_copies'), announce=way_in == 'ssh')
+        pid = module_cache.fill(play, self.get_option('bundle_copies'), announce=self._plays if way_in == 'ssh' else None)
         if pid is not None:
             self._packing.append(pid)
 

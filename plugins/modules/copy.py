@@ -96,8 +96,7 @@ notes:
   - In a folder, a file of 32 MB or more goes in exchanges of its own; the others go in bundles of 128 MB. What is at most 64 kB in all comes with the
     module that places it, and no temporary folder is made on the target.
   - A single file of more than 64 kB, and one of 32 MB or more in a folder, is read only once by a connection of this collection, when it is sent, unless
-    one of the same size is at its place. If it changes on the controller meanwhile, what was sent is placed, and its checksum returned;
-    M(ansible.builtin.copy) fails then.
+    one of the same size is at its place, or the same file is on its way to another host.
   - Where another C(copy) or C(file) takes the place of ansible-core's (in a folder C(library)), or with mitogen's strategy, all is left to ansible-core's
     action.
 author:

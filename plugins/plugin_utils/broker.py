@@ -272,11 +272,11 @@ class Broker:
                 session.target = target
             return session
 
-    def announce(self, program: bytes) -> None:
-        """A module of this program is going to be needed."""
+    def announce(self, program: bytes, play: int) -> None:
+        """A module of this program is going to be needed by the run's play of this number."""
         with self._lock:
             coming = self._to_come()
-        coming.add(program)
+        coming.add(program, play)
 
     def _to_come(self) -> t.Any:
         """The lock is held."""
@@ -488,7 +488,7 @@ def _note(call: Call) -> str:
 
 
 def _module(call: Call) -> None:
-    call.broker.announce(call.payload())
+    call.broker.announce(call.payload(), int(call.arguments['play']))
 
 
 def _end(call: Call) -> None:

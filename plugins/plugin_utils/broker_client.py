@@ -327,17 +327,17 @@ def end_run(owner_pid: int, on_event: t.Callable[[dict[str, t.Any]], None]) -> b
         raise SojournError('SD-902', step='cleaning up', detail=error, log=log_path(run_folder(owner_pid))) from None
 
 
-def announce_module(owner_pid: int, program: bytes) -> bool:
+def announce_module(owner_pid: int, program: bytes, play: int) -> bool:
     """Gives a module's program, with nothing of any task in it, to a run's broker: agents get it before tasks come with it. False: there is no broker yet.
 
-    Raises SD-902, SD-903.
+    ``play`` counts the run's plays. Raises SD-902, SD-903.
     """
     try:
         connection = connect(owner_pid, start=False)
         if connection is None:
             return False
         with connection:
-            wire.send_frame(connection, {'version': wire.PROTOCOL_VERSION, 'call': 'module', 'arguments': {}, 'payload': len(program)})
+            wire.send_frame(connection, {'version': wire.PROTOCOL_VERSION, 'call': 'module', 'arguments': {'play': play}, 'payload': len(program)})
             for chunk in wire.chunks(program):
                 wire.send_frame(connection, {}, chunk)
             _result(connection, 'module', owner_pid, None)

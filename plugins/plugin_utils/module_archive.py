@@ -12,10 +12,12 @@ from __future__ import annotations
 import base64
 import binascii
 import collections
+import functools
 import hashlib
 import io
 import struct
 import threading
+import time
 import typing as t
 import zipfile
 
@@ -33,12 +35,16 @@ MAXIMUM_PARTS = 4096
 LAYOUTS = 64
 #: Of these, how many of the last that one agent got are looked through. It keeps 32, those that were used last.
 SOURCES = 16
-#: Archives that an agent has at most when one more is sent ahead: what is in use must not have to go for what may never be.
-AHEAD = 24
-#: Archives that are remembered to be sent ahead.
+#: Archives that an agent has at most ahead of their first use: of the 32 that it keeps, what is in use must not have to go for what may never be.
+AHEAD = 16
+#: Archives of a play that are remembered to be sent ahead.
 COMING = 64
+#: Of how many such archives is remembered what of them has to be sent where others have gone: it is the same for all targets of a play.
+DIVIDED = 32
 #: Seconds for which a module waits for its own archive, which is on its way ahead of it, before it brings it itself.
 AHEAD_SECONDS = 10.0
+#: Seconds between two looks whether anybody still wants it meanwhile.
+LOOK_SECONDS = 0.1
 
 #: The fixed part of a file's header within a zip, and where in it the lengths of name and extra field are: APPNOTE.TXT 6.3.10, 4.3.7.
 _HEADER_BYTES = 30
@@ -85,23 +91,32 @@ class Order(t.NamedTuple):
 
 
 class Coming:
-    """Archives of modules that the run's tasks are going to need, in their order, for all agents. Thread-safe."""
+    """Archives of modules that a play's tasks are going to need, in their order, for all agents. Thread-safe."""
 
     def __init__(self) -> None:
+        self._play = 0
         self._all: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def add(self, program: bytes) -> None:
-        """A module's program, of which only the archive counts. What has none as Ansible makes it, or comes when there are enough, is passed over."""
+    def add(self, program: bytes, play: int = 0) -> None:
+        """A module's program, of which only the archive counts. What has none as Ansible makes it, or comes when there are enough, is passed over.
+
+        ``play`` counts the run's plays: those of an earlier one are forgotten.
+        """
         archive = find(program)
         if archive is None:
             return
         text = program[archive]
         checksum = hashlib.sha256(text).hexdigest()
+        with self._lock:
+            if play > self._play:
+                self._play, self._all = play, {}
+            if play < self._play or checksum in self._all or len(self._all) >= COMING:
+                return
         if _read(checksum, text)[1].files:
             with self._lock:
-                if len(self._all) < COMING:
-                    self._all.setdefault(checksum, text)
+                if play == self._play:
+                    self._all[checksum] = text
 
     def all(self) -> list[tuple[str, bytes]]:
         """Their checksums and texts."""
@@ -117,22 +132,26 @@ class Archives:
         self._ahead: dict[str, threading.Event] = {}
         self._sending = False
         self._takes_ahead = True
+        #: Those that went ahead, and have not been used yet.
+        self._unused: set[str] = set()
         #: By SHA-256 of their text: whether they are there. One that was not, although the agent had taken it, is not left out again.
         self._kept: dict[str, bool] = {}
         #: The last that it got.
         self._sources: collections.deque[str] = collections.deque(maxlen=SOURCES)
         self._lock = threading.Lock()
 
-    def order(self, program: bytes, archive: slice) -> Order:
-        """For a module's program, with its archive as ``find`` has found it."""
+    def order(self, program: bytes, archive: slice, given_up: t.Callable[[], bool] = lambda: False) -> Order:
+        """For a module's program, with its archive as ``find`` has found it. Where that is on its way, this waits for it, until it is ``given_up``."""
         text = program[archive]
         checksum = hashlib.sha256(text).hexdigest()
         with self._lock:
-            ahead = self._ahead.get(checksum)
-        if ahead is not None:
-            ahead.wait(AHEAD_SECONDS)
+            ahead = None if checksum in self._kept else self._ahead.get(checksum)
+        deadline = time.monotonic() + AHEAD_SECONDS
+        while ahead is not None and not ahead.wait(LOOK_SECONDS) and time.monotonic() < deadline and not given_up():
+            pass
         with self._lock:
             kept, sources = self._kept.get(checksum), tuple(self._sources)
+            self._unused.discard(checksum)
         made = ('', b'') if kept else None if kept is False or archive.start > MAXIMUM_BEFORE else _parts(checksum, text, sources)
         if made is None:
             return Order(checksum, text, {'Input': program})
@@ -166,11 +185,15 @@ class Archives:
                     sources = tuple(self._sources)
                 try:
                     # With nothing to refer to it is in one part.
-                    parts, new = t.cast('tuple[str, bytes]', _parts(checksum, text, sources) or _parts(checksum, text, ()))
+                    parts, new = t.cast('tuple[str, bytes]', _divided(checksum, text, sources) or _divided(checksum, text, ()))
+                    with self._lock:
+                        self._unused.add(checksum)
                     yield Order(checksum, text, {'Archive': checksum, 'ArchiveParts': parts, 'Data': new or None})
                 finally:
                     with self._lock:
                         del self._ahead[checksum]
+                        if checksum not in self._kept:
+                            self._unused.discard(checksum)
                     over.set()
         finally:
             with self._lock:
@@ -183,7 +206,7 @@ class Archives:
 
     def _next(self, coming: Coming) -> tuple[str, bytes] | None:
         """The lock is held."""
-        if not self._takes_ahead or len(self._kept) >= AHEAD:
+        if not self._takes_ahead or len(self._unused) >= AHEAD:
             return None
         return next(((checksum, text) for checksum, text in coming.all() if checksum not in self._kept), None)
 
@@ -227,6 +250,9 @@ def _parts(checksum: str, text: bytes, sources: t.Sequence[str]) -> tuple[str, b
     new.append(data[at:])
     parts.add(len(data) - at)
     return (parts.text(), b''.join(new)) if len(parts) <= MAXIMUM_PARTS else None
+
+
+_divided = functools.lru_cache(maxsize=DIVIDED)(_parts)
 
 
 class _Parts:

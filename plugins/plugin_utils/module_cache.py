@@ -17,6 +17,7 @@ import os
 import signal
 import typing as t
 
+import ansible.modules
 from ansible import constants as C
 from ansible.executor import module_common
 from ansible.parsing.dataloader import DataLoader
@@ -24,6 +25,7 @@ from ansible.plugins.loader import module_loader
 from ansible.template import Templar
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
 #: What actions run that are no modules of their own, or not alone.
 MODULES: t.Mapping[str, tuple[str, ...]] = {
@@ -39,6 +41,8 @@ NONE = frozenset((
     'add_host', 'assert', 'debug', 'fail', 'group_by', 'import_role', 'import_tasks', 'include_role', 'include_tasks', 'include_vars', 'meta', 'pause',
     'raw', 'reboot', 'script', 'set_fact', 'set_stats', 'validate_argument_spec', 'wait_for_connection'))
 _BUILTIN = ('ansible.builtin.', 'ansible.legacy.')
+#: Where modules are of which is known that what they import does nothing but to define things: it may be imported on a target before they come.
+WELL_KNOWN = (os.path.join(next(iter(ansible.modules.__path__)), ''), os.path.join(os.path.dirname(os.path.dirname(__file__)), 'modules', ''))
 #: Seconds after which it gives up, whatever holds it.
 LONGEST = 60
 
@@ -54,10 +58,10 @@ def prepare() -> None:
         json.get_module_decoder('legacy', json.Direction.MODULE_TO_CONTROLLER)
 
 
-def fill(play: t.Any, bundle_copies: bool = False, *, announce: bool = False) -> int | None:
+def fill(play: t.Any, bundle_copies: bool = False, *, announce: int | None = None) -> int | None:
     """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be. ``bundle_copies``: as the option of lifecycle.
 
-    ``announce``: whether the run's broker is to be told of the modules.
+    ``announce``: the play's number, where the run's broker is to be told of the modules that are ansible-core's, or this collection's own.
     """
     try:
         pid = os.fork()
@@ -84,7 +88,7 @@ def stop(pid: int, *, wait: bool = True) -> bool:
         return True
 
 
-def _child(play: t.Any, bundle_copies: bool, parent: int, announce: bool) -> None:
+def _child(play: t.Any, bundle_copies: bool, parent: int, announce: int | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.alarm(LONGEST)  # a lock may have been another thread's when this process was forked
@@ -100,11 +104,15 @@ def _child(play: t.Any, bundle_copies: bool, parent: int, announce: bool) -> Non
         if os.getppid() != parent:
             return
         with contextlib.suppress(Exception):
-            program = _pack(name, collections, templar)
-            if announce and program:
-                announced.append(program)
-                while announced and broker_client.announce_module(parent, announced[0]):  # it may be starting still
-                    del announced[0]
+            path, program = _pack(name, collections, templar)
+            if announce is None or not path.startswith(WELL_KNOWN):
+                continue
+            announced.append(program)
+            while announced:
+                with contextlib.suppress(SojournError):
+                    if not broker_client.announce_module(parent, announced[0], announce):
+                        break  # it is starting still
+                del announced[0]
 
 
 def modules(play: t.Any, bundle_copies: bool = False) -> t.Iterator[tuple[str, list[str] | None]]:
@@ -141,12 +149,13 @@ def _actions(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
             yield item.action, item.collections
 
 
-def _pack(name: str, collections: list[str] | None, templar: Templar) -> bytes | None:
+def _pack(name: str, collections: list[str] | None, templar: Templar) -> tuple[str, bytes]:
+    """A module's file, and its program; '' and nothing: there is no such Python module."""
     found = module_loader.find_plugin_with_context(name, '.py', collection_list=collections)
     if found.plugin_resolved_path and found.plugin_resolved_path.endswith('.py'):
         built = module_common.modify_module(
             module_name=name, module_path=found.plugin_resolved_path, module_args={}, templar=templar,
             task_vars={'ansible_python_interpreter': '/usr/bin/python3'},
             module_compression=C.config.get_config_value('DEFAULT_MODULE_COMPRESSION', variables={}))
-        return built[0] if isinstance(built, tuple) else built.b_module_data  # a tuple up to ansible-core 2.18
-    return None
+        return found.plugin_resolved_path, built[0] if isinstance(built, tuple) else built.b_module_data  # a tuple up to ansible-core 2.18
+    return '', b''

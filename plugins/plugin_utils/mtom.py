@@ -94,12 +94,16 @@ class Digests:
         self._hashed: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._waiting = 0
         self._hashes: dict[str, t.Any] = {}
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name='digests', daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while (data := self._full.get()) is not None:
-            self.update(data)
+            try:
+                self.update(data)
+            except Exception as error:  # who sends must not wait for ever
+                self._failure = error
             self._hashed.put(data)
 
     def _wait(self) -> memoryview:
@@ -136,8 +140,10 @@ class Digests:
         self._full.put(data)
 
     def finish(self) -> dict[str, str | None]:
-        """Both in hex; None for what there is not."""
+        """Both in hex; None for what there is not. Raises what went wrong with them."""
         self._wait_for_all()
+        if self._failure is not None:
+            raise self._failure
         return {name: self._hashes[name].hexdigest() if name in self._hashes else None for name in ('sha1', 'md5')}
 
     def close(self) -> None:

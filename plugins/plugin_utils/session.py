@@ -845,10 +845,7 @@ class Session:
         with self._wake:
             self._jobs.add(job)
         try:
-            if self._ended.is_set():
-                raise _TooLate
-            if job.left.is_set() and not job.finish:
-                raise Cancelled
+            self._check_wanted(job)
             got = {'stdout': 0, 'stderr': 0}
 
             def count(stream: str, piece: bytes) -> None:
@@ -864,6 +861,13 @@ class Session:
             with self._wake:
                 self._jobs.discard(job)
                 self._wake.notify_all()
+
+    def _check_wanted(self, job: Job) -> None:
+        """Before something is begun: raises where nobody waits for it any more, or it is too late."""
+        if self._ended.is_set():
+            raise _TooLate
+        if job.left.is_set() and not job.finish:
+            raise Cancelled
 
     def _execute(self, channel: channel_module.Channel, arguments: dict[str, t.Any], data: bytes | None, emit: t.Callable[[str, bytes], None],
                  job: Job) -> dict[str, t.Any]:
@@ -934,7 +938,7 @@ class Session:
         try:
             if data is None or archive is None:
                 return execute(Input=data)
-            result = self._start_module(channel, execute, data, archive)
+            result = self._start_module(channel, execute, data, archive, job)
         except BaseException:
             self._put_back_released(released)  # it may not have arrived; to release twice is no harm
             raise
@@ -949,7 +953,7 @@ class Session:
         try:
             with contextlib.closing(self._open_channel(endpoint.peer, endpoint.fingerprint, tunnel=endpoint.tunnel)) as beside:
                 for order in channel.archives.ahead(self._coming):
-                    if self._channel is not channel:
+                    if self._channel is not channel or self._ended.is_set():
                         break
                     try:
                         beside.call('KeepArchive', patience=0, **order.arguments)
@@ -964,10 +968,10 @@ class Session:
             channel.archives.no_more_ahead()
             log.exception('%s: sending ahead', self.target.host)
 
-    @staticmethod
-    def _start_module(channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice) -> t.Any:
+    def _start_module(self, channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice, job: Job) -> t.Any:
         """Sends a module without what the agent has kept of earlier ones, which is most of it."""
-        order = channel.archives.order(data, archive)
+        order = channel.archives.order(data, archive, lambda: self._ended.is_set() or job.left.is_set())
+        self._check_wanted(job)
         try:
             result = execute(**order.arguments)
         except SojournError as error:

@@ -902,19 +902,29 @@ class SshWayIn(WayIn):
         if rights is not None:
             (self._is_root, self._sudo), self._looked, self._reminded = rights, True, True
 
-    def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
-        """Waits for what the agent removes itself, then helps."""
+    def _by_rights(self, action: t.Callable[[], t.Any]) -> t.Any:
+        """Does something for which root may be needed. What another way in has found out of that need not be so any more: the run may have changed it."""
+        step = self.step
         if not self._looked:
             self._look()
+        self.step = step
+        try:
+            return action()
+        except SojournError:
+            before = self.rights()
+            if not self._reminded:
+                raise
+            self._reminded = False
+            self._look()
+            self.step = step
+            if self.rights() == before:
+                raise
+        return action()
+
+    def wait_removed(self, patience: float = REMOVE_SECONDS) -> list[str]:
+        """Waits for what the agent removes itself, then helps."""
         with self._errors('removing the agent'):
-            try:
-                told = self._remove(self.name, self._folders(), patience=patience)
-            except SojournError:
-                rights = self.rights()
-                if not self._reminded or self._look() and self.rights() == rights:
-                    raise
-                told = self._remove(self.name, self._folders(), patience=patience)  # the run has changed what its user may
-            self._left = self._left_of(told)
+            self._left = self._left_of(self._by_rights(lambda: self._remove(self.name, self._folders(), patience=patience)))
         return [f'service {self.name}', f'folder {self.name}']
 
     def _remove(self, name: str, folders: tuple[str, ...], *, patience: float, root: bool = True) -> bytes | None:
@@ -931,10 +941,8 @@ class SshWayIn(WayIn):
 
     def find(self) -> list[Found]:
         """Folders in the candidate places, units, and firewall rules by their names."""
-        if not self._looked:
-            self._look()
         with self._errors('looking for leftovers'):
-            unused_code, output, unused_errors = self._run(_words(_FIND, *self._folders()), root=True)
+            unused_code, output, unused_errors = self._by_rights(lambda: self._run(_words(_FIND, *self._folders()), root=True))
         found = []
         for line in output.decode('utf-8', 'replace').splitlines():
             kind, live, name, path = (line.split(' ', 3) + ['', '', ''])[:4]

@@ -697,10 +697,13 @@ def test_sudo_that_demands_a_terminal(controller: Controller, linux_target: Any,
 
 
 @pytest.mark.parametrize("then", ["operator ALL=(ALL:ALL) PASSWD: ALL", "Defaults:operator requiretty", ""])
-def test_sudo_that_has_changed_by_the_end(controller: Controller, linux_target: Any, family: str, then: str) -> None:
-    """What a user may is not asked again before the agent is seen to be gone; an installation may have changed it."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_sudo_that_has_changed_by_the_end(controller: Controller, linux_target: Any, family: str, then: str, killed: bool) -> None:
+    """What a user may is not asked again before the agent is seen to be gone; an installation may have changed it. So it may where the agent was killed."""
     agent = controller.agent(linux_target, family, user="operator")
-    agent.deploy()
+    process = agent.deploy()["info"]["process_id"]
+    if killed:
+        linux_target.exec(["kill", "-9", str(process)])
     write(linux_target, "/etc/sudoers.d/zz-test", f"{then}\n")
     try:
         removed = agent.remove()

@@ -148,8 +148,7 @@ func (t *Table) KeepArchive(text []byte) { t.warm.remember(text) }
 
 // PrepareArchive keeps the text of the archive of a module that is yet to come, and has what it will import imported where there is an interpreter for that.
 func (t *Table) PrepareArchive(text []byte) {
-	hash := t.warm.remember(text)
-	go t.warm.prepare(hash, text)
+	go t.warm.prepare(t.warm.remember(text))
 }
 
 // Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.

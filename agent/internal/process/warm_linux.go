@@ -89,7 +89,7 @@ type interpreter struct {
 	waiting sync.Mutex
 	spares  map[string]*spare // by hash of the zip
 	closed  bool              // there are to be no spares any more
-	before  []byte            // what was before the zip in a program: most of it is the same in all
+	before  []byte            // the beginning of a program, as in beginningOf; nil: none has been run
 }
 
 // spare is a process that waits to be told what it is to run.
@@ -160,10 +160,11 @@ func (w *warmer) remember(archive []byte) string {
 }
 
 // prepare has the interpreter that was used last import what a module will that is yet to come; without one, it is done when that comes.
-func (w *warmer) prepare(hash string, archive []byte) {
+func (w *warmer) prepare(hash string) {
 	w.ahead.Lock()
 	defer w.ahead.Unlock()
 	w.mu.Lock()
+	archive := w.archives[hash]
 	var last *interpreter
 	for _, i := range w.interpreters {
 		if last == nil || i.used.After(last.used) {
@@ -171,7 +172,7 @@ func (w *warmer) prepare(hash string, archive []byte) {
 		}
 	}
 	w.mu.Unlock()
-	if last != nil {
+	if last != nil && archive != nil {
 		last.learn(hash, archive)
 	}
 }
@@ -184,6 +185,18 @@ func (w *warmer) archive(hash string) []byte {
 
 // readerAt reads a store to the end: io.EOF is only where it ends.
 type readerAt struct{ *store }
+
+// beginningMark begins the statement of a wrapper that has a task's arguments in it.
+var beginningMark = []byte("\nif __name__ == ")
+
+// beginningOf is what all programs of one ansible-core begin with. In what follows there may be secrets.
+func beginningOf(before []byte) []byte {
+	at := bytes.LastIndex(before, beginningMark)
+	if at < 0 || len(before) > MaximumArchive {
+		return []byte{}
+	}
+	return bytes.Clone(before[:at+len(beginningMark)])
+}
 
 // archiveIn gives the zip, in base64, of a module's wrapper, and what is before it; nil where it is not laid out as known.
 func archiveIn(program []byte) (before, archive []byte) {
@@ -483,7 +496,7 @@ func (i *interpreter) run(name string, before, archive []byte, directory string,
 	t.next = func() { i.prepare(name) }
 	i.waiting.Lock()
 	if i.before == nil {
-		i.before = bytes.Clone(before)
+		i.before = beginningOf(before)
 	}
 	i.waiting.Unlock()
 	return t, false
@@ -577,6 +590,9 @@ func (i *interpreter) learn(hash string, archive []byte) {
 	i.waiting.Lock()
 	before := i.before
 	i.waiting.Unlock()
+	if before == nil {
+		return
+	}
 	over, theirs, err := os.Pipe()
 	if err != nil {
 		return

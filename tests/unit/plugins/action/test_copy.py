@@ -349,7 +349,7 @@ class Large:
         copying._task.collections = []
         copying._vars = {}
         copying._loader = SimpleNamespace(get_real_file=lambda path, decrypt: path, cleanup_tmp_file=lambda path: None)
-        copying._connection = SimpleNamespace(put_file_and_hash=self._put, _shell=SimpleNamespace(
+        copying._connection = SimpleNamespace(put_file_and_hash=self._put, become=None, _shell=SimpleNamespace(
             tmpdir="/tmp/folder", path_has_trailing_slash=lambda path: path.endswith("/"), join_path=os.path.join))
         monkeypatch.setattr(copying, "_fixup_perms2", lambda paths: paths)
         monkeypatch.setattr(action.CoreCopy, "_execute_module", lambda unused, *words, **more: self._execute(*words, **more))
@@ -455,6 +455,41 @@ def test_a_large_file_that_is_in_no_folder_yet_is_not_hashed_without_force(monke
     assert Large(monkeypatch, large_file, {"exists": False}, force=False).copy()["checksum"] == SENT["sha1"]
     there = Large(monkeypatch, large_file, {**REGULAR, "size": 5}, force=False)
     assert there.copy() is None and there.asked == [("stat", False)]
+
+
+def test_what_is_not_to_be_replaced_is_not_hashed(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:
+    there = Large(monkeypatch, large_file, {**REGULAR, "size": 5}, force=False)
+    there.copying._size = action.HASHED_IF_ASKED - 1
+    assert there.copy() is None and there.asked == [("stat", False)]
+
+
+@pytest.mark.parametrize("how", ["longer", "as long", "another", "gone"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_large_file_that_changes_while_it_is_sent(monkeypatch: pytest.MonkeyPatch, large_file: Path, how: str, known: bool) -> None:
+    large = Large(monkeypatch, large_file, {"exists": False})
+    large.sent = SENT if known else {"sha1": None, "md5": None}
+
+    def put(local: str, remote: str) -> dict[str, Any]:
+        if how in ("another", "gone"):
+            large_file.unlink()
+        if how != "gone":
+            large_file.write_bytes(b"Large, and more" if how == "longer" else b"Large")
+            os.utime(large_file, (1, 1))
+        return {"size": 5, "checksum": "7" * 64, **large.sent}
+
+    large.copying._connection.put_file_and_hash = put
+    with pytest.raises(AnsibleActionFail, match="changed while it was being copied"):
+        large.copy()
+    assert large.asked == [("stat", False)]
+
+
+@pytest.mark.parametrize(("user", "trusted"), [("root", True), ("deployer", True), ("visitor", False)])
+def test_where_others_may_get_at_a_large_file_it_is_hashed_there(monkeypatch: pytest.MonkeyPatch, large_file: Path, user: str, trusted: bool) -> None:
+    """Its folder may be a group's, where a task becomes a user without rights."""
+    large = Large(monkeypatch, large_file, {"exists": False})
+    monkeypatch.setattr(large.copying, "_is_become_unprivileged", lambda: user not in ("root", "deployer"))
+    large.copy()
+    assert bool(large.placed["digests"]) == trusted and large.placed["requests"][0][1]["checksum"] == SENT["sha1"]
 
 
 def test_a_large_file_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, large_file: Path) -> None:

@@ -172,9 +172,9 @@ def test_started_early_it_is_the_one_that_workers_find(run: Run) -> None:
 
 
 def test_a_module_is_announced_where_there_is_a_broker(run: Run) -> None:
-    assert not broker_client.announce_module(run.process.pid, b"x" * 5000) and not run.brokers()
+    assert not broker_client.announce_module(run.process.pid, b"x" * 5000, 1) and not run.brokers()
     with run.connect():
-        assert broker_client.announce_module(run.process.pid, b"x" * (2 * wire.CHUNK + 1))
+        assert broker_client.announce_module(run.process.pid, b"x" * (2 * wire.CHUNK + 1), 1)
 
 
 def test_not_started_early_where_another_starts_one(run: Run) -> None:
@@ -381,7 +381,7 @@ def test_modules_are_announced_to_all_sessions(tmp_path: Path) -> None:
     with ours, theirs:
         listener = threading.Thread(target=made._client, args=(theirs,))
         listener.start()
-        wire.send_frame(ours, {"version": wire.PROTOCOL_VERSION, "call": "module", "arguments": {}, "payload": len(text) + 2})
+        wire.send_frame(ours, {"version": wire.PROTOCOL_VERSION, "call": "module", "arguments": {"play": 1}, "payload": len(text) + 2})
         for chunk in wire.chunks(b"'%s'" % text):
             wire.send_frame(ours, {}, chunk)
         assert wire.receive_frame(ours) == ({"result": None}, b"")

@@ -253,6 +253,43 @@ def test_a_module_waits_for_what_is_on_its_way() -> None:
     assert sizes and sizes[0] < 100
 
 
+def test_a_module_that_nobody_wants_any_more_does_not_wait() -> None:
+    archives, archive, looked = Archives(), module_archive.find(module("copy")), threading.Event()
+    assert archive
+    for unused in archives.ahead(coming("copy")):
+        archives.order(module("copy"), archive, lambda: looked.set() or True)
+        break
+    assert looked.is_set()
+
+
+def test_a_module_that_has_come_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What went ahead of it may have been lost on its way."""
+    monkeypatch.setattr(module_archive, "AHEAD_SECONDS", 0.0)
+    agent, archives = Agent(), Archives()
+    for unused in archives.ahead(coming("copy")):
+        agent.send(archives, module("copy"))
+        monkeypatch.setattr(module_archive, "AHEAD_SECONDS", 600.0)
+        assert agent.send(archives, module("copy")) < 100
+
+
+def test_a_later_play_has_modules_of_its_own() -> None:
+    to_come = Coming()
+    for name, play in (("stat", 1), ("copy", 2), ("find", 1), ("file", 2)):
+        to_come.add(module(name), play)
+    assert [text for unused, text in to_come.all()] == [base64.b64encode(zipped_module(name)) for name in ("copy", "file")]
+
+
+def test_what_was_used_makes_room_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_archive, "AHEAD", 2)
+    agent, archives, to_come = Agent(), Archives(), coming("stat", "copy", "find")
+    for order in archives.ahead(to_come):
+        agent.keep(**order.arguments)
+        archives.sent(order)
+    assert not archives.wanting(to_come)
+    agent.send(archives, module("stat"))
+    assert archives.wanting(to_come)
+
+
 def test_a_module_does_not_wait_for_what_failed() -> None:
     agent, archives = Agent(), Archives()
     sending = archives.ahead(coming("copy"))

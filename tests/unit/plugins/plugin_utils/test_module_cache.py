@@ -77,24 +77,30 @@ def test_modules_are_packed_where_workers_look(tmp_path: Path) -> None:
 # The broker is not there yet when the first is ready.
 ANNOUNCE = PACK.replace("os.waitpid", """
 told = []
-def announce(owner, program):
+def announce(owner, program, play):
     told.append(program)
     with open(sys.argv[1] + "/told", "a") as file:
-        print(owner == parent, len(told) > 1 and module_archive.find(program) is not None, hashlib.sha256(program).hexdigest(), file=file)
+        print((owner, play) == (parent, 3), len(told) > 1 and module_archive.find(program) is not None, hashlib.sha256(program).hexdigest(), file=file)
     return len(told) > 1
 import hashlib
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_archive
 parent = os.getpid()
 module_cache.broker_client.announce_module = announce
-os.waitpid""").replace("always=[])]))", "always=[])]), announce=True)")
+os.waitpid""").replace("always=[])]))", "always=[])]), announce=3)").replace('"shell",', '"shell", "sojourn.test.own", "sojourn.deploy.copy",')
 
 
 def test_a_broker_is_told_what_was_packed(tmp_path: Path) -> None:
-    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home")}
+    """Of ansible-core's own modules, and this collection's: what others import may do more than to define things."""
+    own = tmp_path / "more/ansible_collections/sojourn/test/plugins/modules"
+    own.mkdir(parents=True)
+    (own / "own.py").write_text("from ansible.module_utils.basic import AnsibleModule\n")
+    paths = f"{COLLECTIONS}:{tmp_path}/more"
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": paths, "ANSIBLE_HOME": str(tmp_path / "home")}
     subprocess.run([sys.executable, "-c", ANNOUNCE, tmp_path], env=environment, capture_output=True, text=True, check=True)
     told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
-    assert [line[:2] for line in told] == [["True", "False"], ["True", "True"], ["True", "True"]]
-    assert told[0][2] == told[1][2] != told[2][2], "the first again once there is a broker, then the other"
+    assert any("own" in path.name for path in (tmp_path / "ansiballz_cache").iterdir())
+    assert [line[:2] for line in told] == [["True", "False"], *[["True", "True"]] * 6], "command, the four of our copy, find"
+    assert told[0][2] == told[1][2] and len({line[2] for line in told}) == 6, "the first again once there is a broker, then the others"
 
 
 PREPARE = """

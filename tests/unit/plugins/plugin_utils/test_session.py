@@ -744,6 +744,27 @@ def test_modules_are_sent_ahead_once_one_has_run(host: Host, wrong: str) -> None
     assert (max(sizes[-2:]) > 100) == bool(wrong)
 
 
+@pytest.mark.parametrize("gone", ["caller", "run"])
+def test_a_module_that_waits_for_its_archive_is_not_begun_for_nobody(host: Host, gone: str) -> None:
+    coming, job = module_archive.Coming(), Job()
+    for name in ("stat", "copy"):
+        coming.add(packed(name))
+    session = make(host, coming=coming)
+    under_way, over = threading.Event(), threading.Event()
+    host.calls["KeepArchive"] = lambda **unused: under_way.set() or over.wait(60)
+    host.calls["Execute"] = lambda **unused: execution(b"done")
+    run(session, command_line="python3", warm=True, data=packed("stat"))
+    assert under_way.wait(60)
+    before = host.events.count("Execute")
+    threading.Timer(0.2, job.cancel if gone == "caller" else session._ended.set).start()
+    try:
+        with pytest.raises((session_module.Cancelled, SojournError)):
+            run(session, job, command_line="python3", warm=True, data=packed("copy"))
+        assert host.events.count("Execute") == before
+    finally:
+        over.set()
+
+
 def test_a_caller_that_goes_away_kills(host: Host) -> None:
     session = make(host)
     job, killed = Job(), threading.Event()
