@@ -696,11 +696,11 @@ def test_sudo_that_demands_a_terminal(controller: Controller, linux_target: Any,
         linux_target.exec(["rm", "/etc/sudoers.d/zz-test"])
 
 
-@pytest.mark.parametrize("then", ["operator ALL=(ALL:ALL) PASSWD: ALL", "Defaults:operator requiretty", ""])
+@pytest.mark.parametrize("then", ["operator ALL=(ALL:ALL) PASSWD: ALL", "Defaults:operator requiretty"])
 @pytest.mark.parametrize("killed", [False, True])
-def test_sudo_that_has_changed_by_the_end(controller: Controller, linux_target: Any, family: str, then: str, killed: bool) -> None:
+def test_sudo_that_has_changed_by_the_end(controller: Controller, linux_target: Any, then: str, killed: bool) -> None:
     """What a user may is not asked again before the agent is seen to be gone; an installation may have changed it. So it may where the agent was killed."""
-    agent = controller.agent(linux_target, family, user="operator")
+    agent = controller.agent(linux_target, user="operator")
     process = agent.deploy()["info"]["process_id"]
     if killed:
         linux_target.exec(["kill", "-9", str(process)])
