@@ -970,7 +970,11 @@ class Session:
 
     def _start_module(self, channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice, job: Job) -> t.Any:
         """Sends a module without what the agent has kept of earlier ones, which is most of it."""
-        order = channel.archives.order(data, archive, lambda: self._ended.is_set() or job.left.is_set())
+        def given_up() -> bool:
+            job.watch()
+            return self._ended.is_set() or job.left.is_set()
+
+        order = channel.archives.order(data, archive, given_up)
         self._check_wanted(job)
         try:
             result = execute(**order.arguments)

@@ -746,7 +746,8 @@ def test_modules_are_sent_ahead_once_one_has_run(host: Host, wrong: str) -> None
 
 @pytest.mark.parametrize("gone", ["caller", "run"])
 def test_a_module_that_waits_for_its_archive_is_not_begun_for_nobody(host: Host, gone: str) -> None:
-    coming, job = module_archive.Coming(), Job()
+    watched = threading.Event()
+    coming, job = module_archive.Coming(), Job(on_watch=watched.set)
     for name in ("stat", "copy"):
         coming.add(packed(name))
     session = make(host, coming=coming)
@@ -760,7 +761,7 @@ def test_a_module_that_waits_for_its_archive_is_not_begun_for_nobody(host: Host,
     try:
         with pytest.raises((session_module.Cancelled, SojournError)):
             run(session, job, command_line="python3", warm=True, data=packed("copy"))
-        assert host.events.count("Execute") == before
+        assert host.events.count("Execute") == before and watched.is_set()
     finally:
         over.set()
 
