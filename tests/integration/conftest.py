@@ -244,18 +244,22 @@ def controller(lab: Lab, nothing_left: None) -> Iterator[Controller]:
         controller.end()
 
 
-def kill(pid: int) -> None:
-    """As a crash would, and waits for it."""
-    descriptor = os.pidfd_open(pid)
-    try:
-        os.kill(pid, signal.SIGKILL)
-        import select
+def kill(*pids: int) -> None:
+    """As a crash would, and waits for it; several at once: none of them sees another go, and does something about it."""
+    import select
 
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(10_000), f"process {pid} did not end"
+    descriptors = [os.pidfd_open(pid) for pid in pids]
+    try:
+        for number in (signal.SIGSTOP, signal.SIGKILL) if len(pids) > 1 else (signal.SIGKILL,):
+            for pid in pids:
+                os.kill(pid, number)
+        for pid, descriptor in zip(pids, descriptors, strict=True):
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            assert poll.poll(10_000), f"process {pid} did not end"
     finally:
-        os.close(descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def error_lines(output: str) -> list[str]:

@@ -217,8 +217,7 @@ def test_playbook_and_broker_are_killed(attempt: Attempt, target: Any, row: Row,
             run = attempt.run
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
     row.clean()
     assert marked(target, BEGUN) == marked(target, FINISHED) == (phase in ("installing", "cleaning"))
@@ -279,8 +278,7 @@ def test_the_agent_is_killed_twice(attempt: Attempt, target: Any, row: Row) -> N
 def test_the_agent_is_killed_and_nobody_is_left_on_the_controller(attempt: Attempt, target: Any, row: Row) -> None:
     with attempt.caught("installing"):
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
         row.fault()
         attempt.kill_agent()
@@ -407,8 +405,7 @@ def test_the_target_restarts_and_nobody_is_left_on_the_controller(attempt: Attem
     with attempt.caught(phase, settled=how == "power cut"):
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
     target.reboot() if how == "reboot" else target.cut()
     row.fault()
@@ -490,8 +487,7 @@ def test_the_firewall_tool_fails_the_guard(attempt: Attempt, target: Any, row: R
     """The agent is killed, and nobody is left on the controller: the folder stays, and says why."""
     with attempt.caught("installing"):
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
         run = attempt.run
         row.fault()
@@ -567,8 +563,7 @@ def test_the_clock_jumps(attempt: Attempt, target: Any, row: Row, days: int) -> 
         attempt.wait("the task after it", lambda: len(attempt.results) == 3)
         assert known and attempt.agents() == known, "the agent is the same"
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
         row.fault()
         row.clean(over=False)
@@ -601,8 +596,7 @@ def test_two_runs_of_two_users_one_of_which_is_killed(attempt: Attempt, target: 
         other.wait("the second agent", lambda: len(attempt.runs()) == 2)
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
         found = row.clean_up_by_playbook()
         assert {leftover["state"] for leftover in found} == {"live"}, found
@@ -627,9 +621,7 @@ def test_the_next_run_takes_the_installation_up(attempt: Attempt, target: Any, r
     with attempt.caught("installing", tasks):
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        if "broker" in killed:
-            kill(broker)
+        kill(attempt.pid, *([broker] if "broker" in killed else []))
         attempt.end()
     first = attempt.run
     attempt.begin(tasks)
@@ -647,8 +639,7 @@ def test_the_next_run_takes_the_result_that_waits(attempt: Attempt, target: Any,
     with attempt.caught("installing", tasks, environment={"SOJOURN_LEASE_SECONDS": "60"}):
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
     first = attempt.run
     wait_for("the installer's end", lambda: marked(target, FINISHED), 60)
@@ -666,8 +657,7 @@ def test_the_next_run_insists_on_an_agent_that_lives(attempt: Attempt, target: A
     with attempt.caught("installing", tasks):
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
     with target.cut_off(62286):
         attempt.begin(tasks)
@@ -684,8 +674,7 @@ def test_the_next_run_waits_for_the_guard_of_an_agent_that_was_killed(attempt: A
     with attempt.caught("installing", tasks):
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
         attempt.kill_agent()
     attempt.begin(tasks)
@@ -701,8 +690,7 @@ def test_a_clean_up_is_forced(attempt: Attempt, target: Any, row: Row) -> None:
     attempt.wait_task()
     run = attempt.run
     broker = attempt.broker_pid
-    kill(attempt.pid)
-    kill(broker)
+    kill(attempt.pid, broker)
     attempt.end()
     # Another home: with this one the session would be taken over, and ended in good order.
     other = {"XDG_STATE_HOME": str(attempt.folder / "other")}
@@ -719,8 +707,7 @@ def test_another_user_does_not_take_it_up(attempt: Attempt, target: Any, row: Ro
     with attempt.caught("installing"):
         row.fault()
         broker = attempt.broker_pid
-        kill(attempt.pid)
-        kill(broker)
+        kill(attempt.pid, broker)
         attempt.end()
     (file,) = (Path(os.environ["XDG_STATE_HOME"]) / "sojourn").glob("*.json")
     assert file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
