@@ -165,7 +165,7 @@ class Archives:
         with self._lock:
             return not self._sending and self._next(coming) is not None
 
-    def ahead(self, coming: Coming) -> t.Iterator[Order]:
+    def ahead(self, coming: Coming) -> t.Generator[Order, None, None]:
         """What is to be sent ahead, one after the other, as what KeepArchive gets; nothing where somebody is at it.
 
         Until the next is asked for, the module of this one waits for it. What came of it is for ``sent`` or ``lost`` to know, as with others.

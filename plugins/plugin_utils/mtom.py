@@ -29,7 +29,7 @@ CHUNK = 1 << 20
 #: Bytes of a file that are there at a time: what was read or decrypted is hashed and handed on while it is in the processor's cache.
 BUFFER = 256 << 10
 #: Pieces of a file that may wait to be hashed while others are sent.
-AHEAD = 4
+UNHASHED = 4
 #: Longest root part that an answer may have: a target must not be able to exhaust the controller's memory.
 MAXIMUM_ROOT = 64 << 20
 _MAXIMUM_PART_HEADERS = 16 << 10
@@ -130,7 +130,7 @@ class Digests:
 
     def buffer(self, size: int) -> memoryview:
         """One that nobody reads any more."""
-        if self._waiting < AHEAD:
+        if self._waiting < UNHASHED:
             return memoryview(bytearray(size))
         return memoryview(self._wait().obj)
 

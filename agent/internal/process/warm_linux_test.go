@@ -358,6 +358,9 @@ func TestWarmImportsAhead(t *testing.T) {
 	if got := w.run(true, program(t, "print('ran')", "a secret", nil)); got != "0|ran\n|" {
 		t.Fatal(got)
 	}
+	if !bytes.Contains(warmProgram, fmt.Appendf(nil, `BEGINNING = b'%s'`, strings.ReplaceAll(string(beginningMark), "\n", `\n`))) {
+		t.Error("warm.py goes by another beginning")
+	}
 	for _, i := range w.table.warm.interpreters {
 		if !bytes.HasSuffix(i.before, beginningMark) || bytes.Contains(i.before, []byte("secret")) {
 			t.Errorf("for others it keeps %q", i.before)
@@ -580,7 +583,11 @@ func TestWarmSpares(t *testing.T) {
 			t.Fatalf("%+v", s)
 		}
 		id = p.child.processID()
-		for made := false; !made; time.Sleep(time.Millisecond) { // while the result can be asked for still
+		deadline := time.Now().Add(long)
+		for made := false; !made; time.Sleep(time.Millisecond) { // before it is released: nothing tells when one waits
+			if time.Now().After(deadline) {
+				t.Fatal("none waits for the next module")
+			}
 			for _, i := range w.table.warm.interpreters {
 				i.waiting.Lock()
 				made = made || len(i.spares) > 0

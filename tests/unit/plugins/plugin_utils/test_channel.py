@@ -487,7 +487,7 @@ def test_put_file_hashes_on_the_way(server: Server, channel: Channel, file: Path
     store: dict[str, Any] = {"data": bytearray(), "offsets": [], "keep": True}
     server.stream = take_file(server, store, cut_at=cut_at)
     update = mtom.Digests.update
-    if slow:
+    if slow:  # the hashing: what is sent has to wait for a buffer then
         monkeypatch.setattr(mtom.Digests, "update", lambda self, data: (time.sleep(0.02), update(self, data))[1])
     result = channel.put_file(str(file), "p", digests=True)
     assert len(store["offsets"]) == (2 if cut_at else 1) and store["data"] == file.read_bytes()
@@ -561,6 +561,17 @@ def test_put_file_where_there_is_no_md5(server: Server, channel: Channel, file: 
     server.stream = take_file(server, store)
     result = channel.put_file(str(file), "p", digests=True)
     assert (result["sha1"], result["md5"]) == (hashlib.sha1(file.read_bytes()).hexdigest(), None)
+
+
+def test_put_file_whose_digests_go_wrong_waits_for_nothing(server: Server, channel: Channel, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*unused: Any) -> None:
+        raise OverflowError("not foreseen")
+
+    monkeypatch.setattr(mtom.Digests, "update", wrong)
+    server.stream = take_file(server, {"data": bytearray(), "offsets": [], "keep": True})
+    with pytest.raises(OverflowError):
+        channel.put_file(str(file), "p", digests=True)
+    assert "digests" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_put_file_that_fails_leaves_no_thread(server: Server, channel: Channel, file: Path) -> None:

@@ -294,7 +294,7 @@ def test_a_module_does_not_wait_for_what_failed() -> None:
     agent, archives = Agent(), Archives()
     sending = archives.ahead(coming("copy"))
     next(sending)
-    sending.close()  # type: ignore[attr-defined]
+    sending.close()
     archives.no_more_ahead()
     assert agent.send(archives, module("copy")) > len(BASIC) and not archives.wanting(coming("find"))
 
