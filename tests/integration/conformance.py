@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ from typing import Any
 
 from tests.conftest import COLLECTIONS
 from tests.integration.controllers import COMMANDS, NEWEST, OLDEST, PIP, Other, executable
+from tests.integration.own_ssh import command_line, end_shared_connections
 from tests.integration.playing import PACKAGES_LEAVE
 from tests.lab import cache
 from tests.lab.commands import run
@@ -305,23 +305,15 @@ class Stage:
             seconds = time.monotonic() - began
             # Before anything is taken back on the target, such as an address, the agent is gone, and the connections that Ansible's ssh keeps for later.
             wait_for("the brokers to end", lambda: not self._brokers(), timeout=60)
-            for pid in self._masters():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
-            wait_for("ssh's connections to end", lambda: not self._masters(), timeout=60)
+            end_shared_connections(self.sockets)
             if suite.litter:
                 self.exec(f"rm -rf {' '.join(suite.litter)}")
             for user in suite.users:
                 self.exec(f"if id {user} > /dev/null 2>&1; then userdel -r {user} 2> /dev/null; fi")
         return Outcome(done.returncode, (self.folder / "log").read_text(errors="replace"), seconds)
 
-    def _masters(self) -> list[int]:
-        """What shares a connection among the runs of ssh; it has written its name over its environment, so `processes` does not know it."""
-        name = f"ssh: {self.sockets}/".encode()
-        return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if _command(int(entry.name)).startswith(name)]
-
     def _brokers(self) -> list[int]:
-        return [pid for pid in self.processes() if b"broker_start.py" in _command(pid)]
+        return [pid for pid in self.processes() if b"broker_start.py" in command_line(pid)]
 
     def _filled(self, text: str) -> str:
         return text.replace("{connection}", self.connection).replace("{address}", self.address).replace("{folder}", str(self.folder))
@@ -334,13 +326,6 @@ class Stage:
     def exec(self, script: str, *arguments: str, input: str | None = None) -> None:
         """A script on the target."""
         self.target.exec(["sh", "-euc", script, "sh", *arguments], input=input)
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 # sshpass(1) as far as suites call it: answers the first question that a command asks at its terminal.

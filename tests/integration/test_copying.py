@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 from tests.integration.conftest import FAMILIES, Controller
 from tests.integration.controllers import NEWEST, OLDEST, Other
+from tests.integration.own_ssh import end_shared_connections
 from tests.integration.playing import Played, play
 from tests.lab import Lab
 from tests.lab.commands import run
@@ -411,7 +411,9 @@ def test_large_files_and_more_than_a_bundle(controller: Controller, tmp_path: Pa
 
 
 @pytest.mark.leaves(*ALWAYS_LEFT, "files: /root/.ssh")
+@pytest.mark.xdist_group("controllers")
 def test_the_same_over_ansibles_own_ssh(controller: Controller, lab: Lab, sources_here: Path, tmp_path: Path) -> None:
+    """By the newest version, of whose Debian `ssh` comes too: the machine that runs the tests need not have it."""
     run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "key"])
     linux = lab.target("linux1")
     linux.exec(["sh", "-c", "umask 077; mkdir -p /root/.ssh; cat > /root/.ssh/authorized_keys"], input=(tmp_path / "key.pub").read_text())
@@ -420,9 +422,10 @@ def test_the_same_over_ansibles_own_ssh(controller: Controller, lab: Lab, source
     variables = {
         "ansible_connection": "ansible.builtin.ssh", "ansible_ssh_private_key_file": str(tmp_path / "key"), "ansible_password": None,
         "ansible_ssh_args": options, "ansible_pipelining": True}
+    environment = {**NEWEST.environment(), "ANSIBLE_HOME": f"{tmp_path}/home"}
     try:
-        both(controller, tmp_path, sources_here, {name: CASES[name] for name in FEW}, "-e", json.dumps(variables))
+        both(controller, tmp_path, sources_here, {name: CASES[name] for name in FEW}, "-e", json.dumps(variables), environment=environment)
     finally:
-        subprocess.run(["ssh", "-o", f"ControlPath={sockets}/ssh", "-O", "exit", "there"], capture_output=True)
+        end_shared_connections(sockets)
         shutil.rmtree(sockets)
         linux.exec(["rm", "/root/.ssh/authorized_keys"])

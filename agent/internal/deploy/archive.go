@@ -23,31 +23,32 @@ const (
 	maximumPart  = 96
 )
 
-// withArchive puts a module's archive, which came with another, or whose parts did, back into its program.
-func (d *Deployment) withArchive(input io.Reader, archive string, offset int64, parts *string) (io.Reader, error) {
+// withArchive puts a module's archive, which came with another, or whose parts did, back into its program; it gives that as well.
+func (d *Deployment) withArchive(input io.Reader, archive string, offset int64, parts *string) (io.Reader, process.Archive, error) {
+	var none process.Archive
 	if input == nil || offset < 0 {
-		return nil, badRequest("an Archive must have an Input, and no negative ArchiveOffset")
+		return nil, none, badRequest("an Archive must have an Input, and no negative ArchiveOffset")
 	}
 	if parts == nil {
 		text, err := d.keptArchive(archive)
 		if err != nil {
-			return nil, err
+			return nil, none, err
 		}
-		return io.MultiReader(io.LimitReader(input, offset), bytes.NewReader(text), input), nil
+		return io.MultiReader(io.LimitReader(input, offset), bytes.NewReader(text), input), process.Archive{Hash: archive, Text: text}, nil
 	}
 	if offset > maximumBefore {
-		return nil, badRequest("ArchiveOffset is beyond " + strconv.Itoa(maximumBefore) + " with ArchiveParts")
+		return nil, none, badRequest("ArchiveOffset is beyond " + strconv.Itoa(maximumBefore) + " with ArchiveParts")
 	}
 	before := make([]byte, offset)
 	if _, err := io.ReadFull(input, before); err != nil {
-		return nil, shortInput(err)
+		return nil, none, shortInput(err)
 	}
 	text, err := d.archiveOf(input, archive, *parts)
 	if err != nil {
-		return nil, err
+		return nil, none, err
 	}
 	d.processes.KeepArchive(text)
-	return io.MultiReader(bytes.NewReader(before), bytes.NewReader(text), input), nil
+	return io.MultiReader(bytes.NewReader(before), bytes.NewReader(text), input), process.Archive{Hash: archive, Text: text}, nil
 }
 
 // keepArchive takes an archive whose module is yet to come.

@@ -257,7 +257,7 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 		}
 	}
 	if r.Archive != nil {
-		if request.Input, err = d.withArchive(request.Input, *r.Archive, given(r.ArchiveOffset), r.ArchiveParts); err != nil {
+		if request.Input, request.Archive, err = d.withArchive(request.Input, *r.Archive, given(r.ArchiveOffset), r.ArchiveParts); err != nil {
 			return nil, err
 		}
 	}

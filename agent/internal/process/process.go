@@ -33,6 +33,9 @@ const maximumKept = 500
 // MaximumArchive bounds what is kept of a module's archive, in characters of base64.
 const MaximumArchive = 1 << 20
 
+// besideArchive is about what else is in a module's program, in bytes.
+const besideArchive = 16 << 10
+
 // maximumAnswer is the longest line that a terminal takes, in bytes (termios(3), canonical mode).
 const maximumAnswer = 4095
 
@@ -63,6 +66,7 @@ type Request struct {
 	Environment   []Variable
 	User          string
 	Input         io.Reader // nil: none
+	Archive       Archive   // that of a module which is in the input, as far as it is known
 	KeepInputOpen bool
 	Timeout       time.Duration // 0: none
 	SafeToKill    bool
@@ -71,6 +75,12 @@ type Request struct {
 	Terminal      bool // Linux, and a CommandLine: a terminal beside the standard streams, whose output comes with standard error
 
 	terminal *terminal
+}
+
+// Archive is that of a module.
+type Archive struct {
+	Hash string // SHA-256 of the text, in hexadecimal digits
+	Text []byte // base64
 }
 
 // child is a started process tree.
@@ -217,6 +227,7 @@ func (t *Table) start(r *Request, handle string) (*Process, error) {
 		p.input = newStore(t.folder, math.MaxInt64)
 		p.input.need = needBytes
 		if r.Input != nil {
+			p.input.expect(len(r.Archive.Text) + besideArchive)
 			if err := p.input.fill(atOnce, r.Input); err != nil {
 				p.forget()
 				if err == errNoRoom {

@@ -20,6 +20,9 @@ const killedCode = 1
 
 const codePageUTF8 = 65001
 
+// procThreadAttributeJobList is PROC_THREAD_ATTRIBUTE_JOB_LIST, which the library does not name.
+const procThreadAttributeJobList = 0x2000d
+
 var (
 	kernel32                 = windows.NewLazySystemDLL("kernel32.dll")
 	allocConsole             = kernel32.NewProc("AllocConsole")
@@ -119,7 +122,7 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 			return nil, startError(program, err)
 		}
 	}
-	attributes, err := windows.NewProcThreadAttributeList(1)
+	attributes, err := windows.NewProcThreadAttributeList(2)
 	if err != nil {
 		windows.CloseHandle(job)
 		return nil, startError(program, err)
@@ -130,6 +133,10 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 		windows.CloseHandle(job)
 		return nil, startError(program, err)
 	}
+	// Born in the job: one that is put there afterwards would stay, and never begin, if the agent were killed in between. Windows
+	// before 10 and Server 2016 knows no such attribute.
+	jobs := [1]windows.Handle{job}
+	born := attributes.Update(procThreadAttributeJobList, unsafe.Pointer(&jobs[0]), unsafe.Sizeof(jobs)) == nil
 	startup := windows.StartupInfoEx{ProcThreadAttributeList: attributes.List()}
 	startup.Cb = uint32(unsafe.Sizeof(startup))
 	startup.Flags = windows.STARTF_USESTDHANDLES | windows.STARTF_USESHOWWINDOW
@@ -148,11 +155,13 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 		return nil, startError(program, err)
 	}
 	defer windows.CloseHandle(made.Thread)
-	if err := windows.AssignProcessToJobObject(job, made.Process); err != nil {
-		_ = windows.TerminateProcess(made.Process, killedCode)
-		windows.CloseHandle(made.Process)
-		windows.CloseHandle(job)
-		return nil, startError(program, err)
+	if !born {
+		if err := windows.AssignProcessToJobObject(job, made.Process); err != nil {
+			_ = windows.TerminateProcess(made.Process, killedCode)
+			windows.CloseHandle(made.Process)
+			windows.CloseHandle(job)
+			return nil, startError(program, err)
+		}
 	}
 	coming(int(made.ProcessId))
 	if _, err := windows.ResumeThread(made.Thread); err != nil {

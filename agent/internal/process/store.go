@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
 	"sojourn.example/agent/internal/host"
@@ -49,6 +50,27 @@ type store struct {
 
 func newStore(folder string, bound int64) *store {
 	return &store{folder: folder, bound: bound, room: make(chan struct{})}
+}
+
+// expect makes room in memory for about so many bytes.
+func (s *store) expect(bytes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.memory = slices.Grow(s.memory, max(0, min(bytes, memoryBytes)-len(s.memory)))
+}
+
+// all gives what is there; it is not to be changed.
+func (s *store) all() ([]byte, error) {
+	s.mu.Lock()
+	if s.closed && s.base == 0 && s.inFile == 0 {
+		defer s.mu.Unlock()
+		return s.memory, nil // nothing more comes, in whose stead it would go
+	}
+	size := s.end()
+	s.mu.Unlock()
+	content := make([]byte, size)
+	_, err := io.ReadFull(io.NewSectionReader(s, 0, size), content)
+	return content, err
 }
 
 func (s *store) end() int64 { return s.base + int64(len(s.memory)) + s.inFile }

@@ -12,6 +12,7 @@ sys.path = [entry for entry in sys.path if entry not in ('', '.')]
 import __future__
 
 import _imp
+import array
 import ast
 import base64
 import copy
@@ -21,6 +22,7 @@ import importlib
 import importlib.machinery
 import io
 import json
+import mmap
 import operator
 import os
 import re
@@ -48,7 +50,7 @@ FUTURE = functools.reduce(operator.or_, (getattr(__future__, name).compiler_flag
 #: Of madvise(2), Linux 5.14 and newer: have a process write to pages without a change.
 POPULATE_WRITE = 23
 #: Bytes between two looks whether there is something to do.
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 19
 #: Of a target's memory, what a process that waits takes at most is this part of what is available.
 SPARE_MEMORY = 64
 #: Bytes of memory that have to be available for a template of a module that may never come; each has some 7 MB of its own.
@@ -277,13 +279,23 @@ class Archive:
 
 
 class Pages:
-    """What a forked process has in common with its template until either writes to it.
+    """What a forked process has in common with its template until either writes to it, and what of that modules do write to.
 
-    To copy page by page, as each comes to be written, takes longer than most modules do.
+    To copy page by page, as each comes to be written, takes longer than most modules do; to copy all takes more of the target than the module
+    itself. So the first that has ended tells of its pages, by memory that it has in common with its template.
     """
 
+    #: Of an area: where it begins, and its bytes.
+    AREA = struct.Struct('=QQ')
+    ROOM = 1 << 16
+    #: Bits of pagemap(5), Linux 4.2 and newer: a page is there; nobody else has it.
+    MINE = 1 << 63 | 1 << 56
+    #: Pages in between that are copied as well: to ask once more takes as long.
+    GAP = 2
+
     def __init__(self):
-        self._areas = []  # start, bytes
+        self._areas = []  # all that there is
+        self._written = None  # how many bytes of areas follow, and those that were written to
         self._advise = None
 
     def find(self):
@@ -293,12 +305,13 @@ class Pages:
 
             self._advise = ctypes.CDLL(None).madvise
             self._advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+            self._written = mmap.mmap(-1, self.ROOM)
             start = size = 0
             with open('/proc/self/smaps') as file:
                 for line in file:
                     words = line.split()
                     if words[0] == 'Rss:':
-                        if int(words[1]) * 1024 * 2 >= size > 0:  # else most of it was never touched, and is not to be now
+                        if int(words[1]) * 1024 * 2 >= size > 0:  # else most of it was never touched
                             self._areas.append((start, size))
                     elif not words[0].endswith(':'):
                         start, stop = (int(word, 16) for word in words[0].split('-'))
@@ -306,18 +319,59 @@ class Pages:
         except Exception:  # where ctypes cannot be had, or cannot work, it is done without
             self._areas = []
 
-    def take(self, told):
-        """In a forked process: makes them its own, until it is told what to do. Where memory is short it leaves them."""
-        try:
-            if available() < sum(size for unused_start, size in self._areas) * SPARE_MEMORY:
-                return
-        except (OSError, StopIteration, ValueError, IndexError):
+    def _known(self):
+        return self._written[self.AREA.size:self.AREA.size + self.AREA.unpack_from(self._written)[0]] if self._areas else b''
+
+    def tell(self):
+        """In the process of a module, at its end: which pages it has written to, where nobody has told yet."""
+        if not self._areas or self._known():
             return
-        for start, size in self._areas:
-            for offset in range(0, size, AT_ONCE):
-                # Kernels before 5.14 do not know it.
-                if comes(told, 0) or self._advise(start + offset, min(AT_ONCE, size - offset), POPULATE_WRITE):
+        try:
+            pages = array.array('Q')
+            found = []
+            with open('/proc/self/pagemap', 'rb', buffering=0) as file:
+                for start, size in self._areas:
+                    file.seek(start // mmap.PAGESIZE * pages.itemsize)
+                    pages = array.array('Q', file.read(size // mmap.PAGESIZE * pages.itemsize))
+                    first = last = None
+                    for number, page in enumerate(pages):
+                        if page & self.MINE != self.MINE:
+                            continue
+                        if first is None or number - last > self.GAP:
+                            if first is not None:
+                                found.append(self._area(start, first, last))
+                            first = number
+                        last = number
+                    if first is not None:
+                        found.append(self._area(start, first, last))
+            told = b''.join(found)
+            if len(told) <= self.ROOM - self.AREA.size:
+                self._written[self.AREA.size:self.AREA.size + len(told)] = told
+                self.AREA.pack_into(self._written, 0, len(told), 0)
+        except (OSError, ValueError):
+            pass
+
+    def _area(self, start, first, last):
+        return self.AREA.pack(start + first * mmap.PAGESIZE, (last - first + 1) * mmap.PAGESIZE)
+
+    def take(self, told):
+        """In a forked process: makes its own what it will write to, until it is told what to do. Where memory is short it leaves that."""
+        try:
+            areas = list(self.AREA.iter_unpack(self._known()))
+            if not areas or available() < sum(size for unused_start, size in areas) * SPARE_MEMORY:
+                return
+        except (OSError, StopIteration, ValueError, IndexError, struct.error):
+            return
+        taken = 0
+        for start, size in areas:
+            taken += size
+            if taken >= AT_ONCE:
+                taken = 0
+                if comes(told, 0):
                     return
+            # Kernels before 5.14 do not know it.
+            if self._advise(start, size, POPULATE_WRITE):
+                return
 
 
 def available():
@@ -756,6 +810,7 @@ def finish(program, before, archive):
     if any(ends(found) for found in gc.get_objects()):  # what is older than the program is frozen, and not among them
         sys.modules.update(kept)
         return False
+    archive.own.tell()
     return True
 
 

@@ -22,7 +22,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
@@ -105,15 +104,20 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 	if size > maximumProgram {
 		return nil
 	}
-	program := make([]byte, size)
-	if _, err := io.ReadFull(io.NewSectionReader(readerAt{input}, 0, size), program); err != nil {
+	program, err := input.all()
+	if err != nil {
 		return nil
 	}
-	before, archive := archiveIn(program)
+	before, archive := archiveIn(program, r.Archive.Text)
 	if archive == nil {
 		return nil
 	}
-	hash := w.remember(archive)
+	hash := r.Archive.Hash
+	if bytes.Equal(archive, r.Archive.Text) {
+		w.keep(hash, archive)
+	} else {
+		hash = w.remember(archive)
+	}
 	s, err := settle(r)
 	if err != nil {
 		return nil
@@ -140,8 +144,14 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 func (w *warmer) remember(archive []byte) string {
 	sum := sha256.Sum256(archive)
 	hash := hex.EncodeToString(sum[:])
+	w.keep(hash, archive)
+	return hash
+}
+
+// keep is remember where the hash is known.
+func (w *warmer) keep(hash string, archive []byte) {
 	if len(archive) > MaximumArchive {
-		return hash
+		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -156,7 +166,6 @@ func (w *warmer) remember(archive []byte) string {
 		delete(w.archives, w.hashes[0])
 		w.hashes = w.hashes[1:]
 	}
-	return hash
 }
 
 // prepare has the interpreter that was used last import what a module will that is yet to come; without one, it is done when that comes.
@@ -183,9 +192,6 @@ func (w *warmer) archive(hash string) []byte {
 	return w.archives[hash]
 }
 
-// readerAt reads a store to the end: io.EOF is only where it ends.
-type readerAt struct{ *store }
-
 // beginningMark begins the statement of a wrapper that has a task's arguments in it.
 var beginningMark = []byte("\nif __name__ == ")
 
@@ -198,8 +204,9 @@ func beginningOf(before []byte) []byte {
 	return bytes.Clone(before[:at+len(beginningMark)])
 }
 
-// archiveIn gives the zip, in base64, of a module's wrapper, and what is before it; nil where it is not laid out as known.
-func archiveIn(program []byte) (before, archive []byte) {
+// archiveIn gives the zip, in base64, of a module's wrapper, and what is before it; nil where it is not laid out as known. Known: what has been
+// looked at before, to look at which once more takes longer than all else.
+func archiveIn(program, known []byte) (before, archive []byte) {
 	if !bytes.Contains(program, wrapperMark) {
 		return nil, nil
 	}
@@ -208,11 +215,15 @@ func archiveIn(program []byte) (before, archive []byte) {
 		return nil, nil
 	}
 	length := bytes.IndexByte(rest, '\'')
-	if length < 0 || !isBase64(rest[:length]) {
+	if length < 0 {
 		return nil, nil
 	}
 	start := len(before) + 1
-	return before, program[start : start+len(archiveMark)-1+length]
+	archive = program[start : start+len(archiveMark)-1+length]
+	if !bytes.Equal(archive, known) && !isBase64(archive) {
+		return nil, nil
+	}
+	return before, archive
 }
 
 // namesArchive tells whether what is before a zip gives it its name.

@@ -344,7 +344,7 @@ func TestWarmImportsAhead(t *testing.T) {
 		return modules[name]
 	}
 	ahead := func(name string) {
-		_, archive := archiveIn([]byte(module(name)))
+		_, archive := archiveIn([]byte(module(name)), nil)
 		w.table.warm.prepare(w.table.warm.remember(archive))
 	}
 	made := func(name string) int {
