@@ -699,6 +699,10 @@ class Command:
         lines = [line.strip() for part in self.preamble for line in part.decode('utf-8', 'replace').splitlines() if line.strip()]
         return ''.join(letter for letter in (lines[-1] if lines else '') if letter.isprintable())[-200:]
 
+    def extend(self, seconds: float) -> None:
+        """It may take so long from now on."""
+        self._deadline, self._seconds = time.monotonic() + seconds, seconds
+
     def _keep(self, stream: int, data: bytes) -> None:
         kept = self.errors if stream else self.output
         if not self._begun[stream]:

@@ -67,17 +67,18 @@ _AT_BOOT = '/etc/tmpfiles.d/{}.conf'
 
 #: Tells what the host is and what the user may.
 _LOOK = '; '.join((
-    'LC_ALL=C', 'export LC_ALL', 'u=`id -u`',
-    'echo "system `uname -s`"', 'echo "machine `uname -m`"', 'echo "release `uname -r`"', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
-    'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if s=`sudo -n true 2>&1`; then echo "sudo free"; else '
-    'case $s in *"must have a tty"*) echo "sudo terminal";; *) echo "sudo asks";; esac; fi; else echo "sudo missing"; fi', 'echo "gzip `command -v gzip`"',
+    'LC_ALL=C', 'export LC_ALL', 'u=`id -u`', 'o=`uname -s`', 'm=`uname -m`', 'v=`uname -r`', 'w=',
+    'echo "system $o"', 'echo "machine $m"', 'echo "release $v"', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
+    'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if s=`sudo -n true 2>&1`; then w=free; else '
+    'case $s in *"must have a tty"*) w=terminal;; *) w=asks;; esac; fi; else w=missing; fi',
+    'if [ -n "$w" ]; then echo "sudo $w"; fi', 'echo "gzip `command -v gzip`"',
 ))
-#: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, $4 how many
-#: bytes of it come where gzip is to unpack it, or 0, $5 its SHA-256 (looked at where there is sha256sum), the rest are the candidates. Where the
-#: input ends too early, because the controller or the network is gone, nothing stays: the folder goes too.
+#: Makes the folder and takes the executable on standard input. $1 is the folder's name, $2 the session, $3 the executable's size, $4 its SHA-256
+#: (looked at where there is sha256sum), the rest are the candidates. The input's first line is how many bytes of it come where gzip is to unpack it,
+#: or 0. Where the input ends too early, because the controller or the network is gone, nothing stays: the folder goes too.
 #: Root goes on as `agent launch`, which takes the config on the same input and removes the folder likewise where none comes.
 _PLACE = '; '.join((
-    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'k=$4', 'x=$5', 'shift 5', 'g=',
+    'umask 077', 'LC_ALL=C', 'export LC_ALL', 'n=$1', 's=$2', 'z=$3', 'x=$4', 'shift 4', 'g=', 'k=',
     # The connection's end must not end the script, which is to clean up then.
     "trap '' HUP PIPE",
     'for d in "$@"; do d=${d:-$HOME}; f=$d/$n',
@@ -88,12 +89,22 @@ _PLACE = '; '.join((
     'elif [ -d "$f" ]; then echo "exists $f"; break; '
     'elif [ -d "$d" ]; then echo "skip $d is not writable"; else echo "skip $d does not exist"; fi',
     'done',
-    'if [ -n "$g" ]; then if [ "$k" -gt 0 ]; then head -c "$k" | gzip -dc > "$g/agent" || : > "$g/agent"; else head -c "$z" > "$g/agent"; fi; '
+    'if [ -n "$g" ]; then IFS= read -r k; '
+    'if [ "${k:-0}" -gt 0 ]; then head -c "$k" | gzip -dc > "$g/agent" || : > "$g/agent"; else head -c "$z" > "$g/agent"; fi; '
     'c=`wc -c < "$g/agent"`; '
     'h=`sha256sum < "$g/agent" 2>/dev/null` || h=; h=${h%% *}; '
     'if [ "$c" -eq "$z" ] && [ "${h:-$x}" = "$x" ] && chmod 700 "$g/agent"; then echo "size $c"; '
     'if [ `id -u` = 0 ]; then trap - HUP PIPE; exec "$g/agent" launch; fi; '
     'else rm -rf "$g"; if [ "$c" -eq "$z" ]; then echo "differs $h"; else echo "size $c"; fi; fi; fi',
+))
+#: Both, where there is nothing to be asked or told in between: on Linux, on the machine $1, for who is root or needs no password for that. The rest
+#: are _PLACE's.
+_LOOK_AND_PLACE = '; '.join((
+    'p=$1', 'shift', _LOOK, 'a=${v%%.*}', 'b=${v#*.}', 'b=${b%%[!0-9]*}',
+    'if [ "$o" = Linux ] && [ "$m" = "$p" ] && { [ "$u" = 0 ] || [ "$w" = free ]; } && '
+    '{ [ "$a" -gt OLD ] || { [ "$a" -eq OLD ] && [ "$b" -ge OLDER ]; }; } 2>/dev/null; then echo "goes on"; else echo "goes no further"; exit 0; fi'
+    .replace('OLDER', str(OLDEST_KERNEL[1])).replace('OLD', str(OLDEST_KERNEL[0])),
+    _PLACE,
 ))
 #: Runs as root what another user has placed: a copy that only root can write to, and only if it is what was sent. $1 is the folder, $2 the SHA-256.
 _LAUNCH = '; '.join((
@@ -241,6 +252,8 @@ class SshWayIn(WayIn):
     """See ``WayIn``. One SSH connection to the target, and one to each jump host on the way."""
 
     service = 'SSH'
+    #: What the next target is taken for until it has said otherwise: as the last one, by whichever thread. As uname has it.
+    likely = 'x86_64'
 
     def __init__(self, target: t.Any, run: str) -> None:
         super().__init__(target, run)
@@ -762,45 +775,79 @@ class SshWayIn(WayIn):
         """Tells the host's kind and this user's rights; returns the architecture."""
         with steps.step('look') as step, self._errors('looking at the target'):
             code, output, errors = self._run(_words(_LOOK))
-            facts = dict(line.partition(' ')[::2] for line in output.decode('utf-8', 'replace').splitlines())
-            if code == -1:
-                raise self.error('SD-205', address=self._address, detail='the target closed the connection')
-            if code != 0 or 'system' not in facts:
-                raise self.error('SD-308', user=self._user, detail=errors.strip()[-200:] or f'exit code {code}')
-            self._is_root = facts.get('user') == '0'
-            self._sudo = facts.get('sudo', '')
-            self._unpacks = bool(facts.get('gzip'))
-            self._looked = True
-            if facts.get('ssh'):
-                # As the target sees it, whatever is translated on the way.
-                words = facts['ssh'].split()
-                self.controller_address = words[0].partition('%')[0]
-                if len(words) == 4:  # sshd(8); roles find the controller by them
-                    self.environment = {'SSH_CONNECTION': facts['ssh'], 'SSH_CLIENT': ' '.join((*words[:2], words[3]))}
-            for detail in unsupported(facts).values():
-                raise self.error('SD-404', detail=detail)
-            architecture = ARCHITECTURES[facts['machine']]
-            step.detail = f'linux-{architecture}'
-            return architecture
+            return self._learn(step, code, output.decode('utf-8', 'replace').splitlines(), errors)
+
+    def _learn(self, step: t.Any, code: int, lines: list[str], errors: str) -> str:
+        """What _LOOK has told, in lines."""
+        facts = dict(line.partition(' ')[::2] for line in lines)
+        if code == -1:
+            raise self.error('SD-205', address=self._address, detail='the target closed the connection')
+        if code != 0 or 'system' not in facts:
+            raise self.error('SD-308', user=self._user, detail=errors.strip()[-200:] or f'exit code {code}')
+        self._is_root = facts.get('user') == '0'
+        self._sudo = facts.get('sudo', '')
+        self._unpacks = bool(facts.get('gzip'))
+        self._looked = True
+        if facts.get('ssh'):
+            # As the target sees it, whatever is translated on the way.
+            words = facts['ssh'].split()
+            self.controller_address = words[0].partition('%')[0]
+            if len(words) == 4:  # sshd(8); roles find the controller by them
+                self.environment = {'SSH_CONNECTION': facts['ssh'], 'SSH_CLIENT': ' '.join((*words[:2], words[3]))}
+        for detail in unsupported(facts).values():
+            raise self.error('SD-404', detail=detail)
+        architecture = ARCHITECTURES[facts['machine']]
+        SshWayIn.likely = facts['machine']
+        step.detail = f'linux-{architecture}'
+        return architecture
+
+    def _look_and_place(self, session: str, held: contextlib.ExitStack) -> tuple[str, ssh_client.Command | None]:
+        """Looks; gives the architecture, and the command that has gone on to take the executable. None: there is something to be done before."""
+        machine = SshWayIn.likely
+        try:
+            executable = agent_executable('linux', ARCHITECTURES[machine])
+        except SojournError:  # the target may be another
+            return self._look(), None
+        with steps.step('look') as step, self._errors('looking at the target'):
+            line = _line(_words(_LOOK_AND_PLACE, machine, *self._placing_words(session, executable)))
+            command = held.enter_context(self._client.command(line, timeout=ssh_client.ANSWER_SECONDS))
+            goes = self._said(command, 'goes ')
+            code = 0 if goes else command.finish()
+            self._check_begun(command, code)
+            architecture = self._learn(step, code, self._lines(command), command.errors.decode('utf-8', 'replace'))
+            if goes != 'goes on':
+                return architecture, None
+            command.extend(UPLOAD_SECONDS)
+            return architecture, command
+
+    def _placing_words(self, session: str, executable: str) -> list[str]:
+        return [self.name, session, str(os.stat(executable).st_size), digest(executable), *self._folders()]
 
     def place(self, session: str) -> None:
         """Makes the folder in the first place that will do, and uploads the executable to it."""
         far = self._is_far
-        if far:  # while the target is looked at: most are of this kind
-            threading.Thread(target=_pack, args=('amd64',), name='packing', daemon=True).start()
-        self._executable = executable = agent_executable('linux', self._look(), host=self.target.host)
-        if not self._is_root and self._sudo != 'free':
+        if far:  # while the target is looked at
+            threading.Thread(target=_pack, args=(ARCHITECTURES[SshWayIn.likely],), name='packing', daemon=True).start()
+        with contextlib.ExitStack() as held:
+            architecture, command = self._look_and_place(session, held)
+            if command is not None:
+                self._steps.enter_context(held.pop_all())
+        self._executable = executable = agent_executable('linux', architecture, host=self.target.host)
+        if command is None and not self._is_root and self._sudo != 'free':
             with self._errors('becoming root'):
                 self._run(['true'], root=True)  # before anything is placed
         with steps.step('upload') as step, self._errors('placing the agent'), open(executable, 'rb') as file:
-            size, data = packed(executable) if far and self._unpacks else (os.fstat(file.fileno()).st_size, b'')
-            command = self._steps.enter_context(self._client.command(
-                _line(_words(_PLACE, self.name, session, str(size), str(len(data)), digest(executable), *self._folders())), timeout=UPLOAD_SECONDS))
+            if command is None:
+                line = _line(_words(_PLACE, *self._placing_words(session, executable)))
+                command = self._steps.enter_context(self._client.command(line, timeout=UPLOAD_SECONDS))
             if not self._find_folder(command):
                 self._refuse_folder(command)
             self.step = 'uploading the agent'
+            size, data = packed(executable) if far and self._unpacks else (os.fstat(file.fileno()).st_size, b'')
+            first = f'{len(data)}\n'.encode('ascii')
             for chunk in (data,) if data else iter(lambda: file.read(1 << 20), b''):
-                command.write(chunk)
+                command.write(first + chunk)
+                first = b''
             self._wait_for_size(command, size)
             step.detail = f"{size} bytes{f' in {len(data)}' if data else ''} to {self._folder}"
         self._placing = command if self._is_root else None

@@ -526,9 +526,9 @@ SCRIPTS = {name: value for name, value in vars(way_in_ssh).items() if re.fullmat
 SHELLS = [shell for shell in ("dash", "bash", "busybox", "ksh", "zsh") if shutil.which(shell)]
 
 
-def sh(script: str, *arguments: str, shell: str = "sh", **environment: str) -> subprocess.CompletedProcess[str]:
-    command = ["busybox", "sh"] if shell == "busybox" else [shell]
-    return subprocess.run([*command, "-c", script, "sh", *arguments], capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+def sh(script: str, *arguments: str, shell: str = "sh", given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    words = [*(["busybox", "sh"] if shell == "busybox" else [shell]), "-c", script, "sh", *arguments]
+    return subprocess.run(words, input=given, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
 def test_scripts_survive_any_login_shell() -> None:
@@ -577,8 +577,8 @@ def test_the_placing_script(tmp_path: Path, shell: str) -> None:
     digest = hashlib.sha256(executable).hexdigest()
 
     def place(*candidates: Path | str, data: bytes = executable, size: int = 0, digest: str = digest, **environment: str) -> list[str]:
-        command = [*words, str(size), digest, *map(str, candidates)]
-        done = subprocess.run(command, input=data, capture_output=True, env={**os.environ, **environment}, check=False)
+        command = [*words, digest, *map(str, candidates)]
+        done = subprocess.run(command, input=f"{size}\n".encode() + data, capture_output=True, env={**os.environ, **environment}, check=False)
         return done.stdout.decode().splitlines()
 
     said = place(missing, full, writable, data=executable + b"the config")
@@ -639,11 +639,11 @@ def test_the_launching_script(tmp_path: Path, shell: str) -> None:
 def test_an_upload_that_breaks_off_leaves_nothing(tmp_path: Path, shell: str) -> None:
     """As when the controller is killed: the input ends early, and nobody listens any more."""
     process = subprocess.Popen(
-        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", "0", "", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [shell, "-c", way_in_ssh._PLACE, "sh", "sojourn-1", "token", "1000", "", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin and process.stdout
     assert process.stdout.readline() == f"folder {tmp_path}/sojourn-1\n".encode()
     process.stdout.close()
-    process.stdin.write(b"half of it")
+    process.stdin.write(b"0\nhalf of it")
     process.stdin.close()
     process.wait(10)
     assert not list(tmp_path.iterdir())
@@ -711,6 +711,46 @@ def test_the_finding_script(tmp_path: Path, agent: str, shell: str) -> None:
     done = sh(way_in_ssh._FIND, str(tmp_path), str(tmp_path / "none"), shell=shell)
     lines = [line for line in done.stdout.splitlines() if line.startswith("folder")]
     assert lines == [f"folder dead {agent} {tmp_path}/{agent}"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("at", ["", "0", "0\n", "7\n"])
+def test_an_upload_that_never_began_leaves_nothing(tmp_path: Path, shell: str, at: str) -> None:
+    done = sh(way_in_ssh._PLACE, "sojourn-1", "token", "1000", "", str(tmp_path), shell=shell, given=at)
+    assert done.stdout.splitlines() == [f"folder {tmp_path}/sojourn-1", "size 0"] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("system", "machine", "release", "user", "sudo", "on"),
+    [
+        ("Linux", "x86_64", "6.1.0-13-amd64", 0, "exit 1", True), ("Linux", "x86_64", "3.2.0", 0, "exit 1", True), ("Linux", "x86_64", "10.0", 0, "", True),
+        ("Linux", "x86_64", "3.10.0-1160.el7.x86_64", 1000, "exit 0", True), ("Linux", "x86_64", "6.1", 1000, "echo a password is required; exit 1", False),
+        ("Linux", "aarch64", "6.1.0", 0, "", False), ("Linux", "x86_64", "3.1.99", 0, "", False), ("Linux", "x86_64", "2.6.32-754", 0, "", False),
+        ("Linux", "x86_64", "nonsense", 0, "", False), ("Linux", "x86_64", "", 0, "", False), ("Darwin", "x86_64", "23.1.0", 0, "", False),
+    ],
+)  # fmt: skip
+def test_looking_and_placing_at_once(
+    tmp_path: Path, shell: str, system: str, machine: str, release: str, user: int, sudo: str, on: bool,
+) -> None:  # fmt: skip
+    """It goes on where nothing is to be asked or refused, and where it does not nothing has been made."""
+    programs, place = tmp_path / "programs", tmp_path / "place"
+    for folder in (programs, place):
+        folder.mkdir()
+    uname = f"case $1 in -s) echo '{system}';; -m) echo '{machine}';; -r) echo '{release}';; esac"
+    for name, script in {"uname": uname, "id": f"echo {user}", "sudo": sudo or "exit 1"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    done = sh(way_in_ssh._LOOK_AND_PLACE, "x86_64", "sojourn-1", "token", "1000", "", str(place), shell=shell, given="0\nhalf",
+              PATH=f"{programs}:{os.environ['PATH']}")  # fmt: skip
+    lines = done.stdout.splitlines()
+    facts = dict(line.partition(" ")[::2] for line in lines)
+    assert (facts["system"], facts["machine"], facts["release"], facts["user"]) == (system, machine, release, str(user))
+    assert lines[lines.index(f"gzip {shutil.which('gzip') or ''}") + 1:] == (
+        ["goes on", f"folder {place}/sojourn-1", "size 4"] if on else ["goes no further"])
+    assert not done.stderr and not list(place.iterdir())
+    # As the way in judges by the facts.
+    assert on == (not way_in_ssh.unsupported(facts) and machine == "x86_64" and (user == 0 or facts["sudo"] == "free") and release[:1].isdigit())
 
 
 @pytest.mark.parametrize("shell", SHELLS)
