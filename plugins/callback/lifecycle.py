@@ -85,6 +85,8 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
         """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
         self._ended = self._began = False
+        for play in playbook.get_plays()[:1] if playbook else ():
+            self._start_broker(play)
         for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb', 'sojourn.deploy.winrm'):
             connection_loader.get(name, class_only=True)
         self._tell_earlier()
@@ -110,14 +112,19 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         """Has the broker started, if the play will need it, and the play's modules packed."""
         self._plays += 1
-        way_in = _way_in(play)
-        if way_in is not None:
-            broker_client.start_early(self._run, way_in)
+        way_in = self._start_broker(play)
         module_cache.prepare()
         self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
         pid = module_cache.fill(play, self.get_option('bundle_copies'), announce=self._plays if way_in == 'ssh' else None)
         if pid is not None:
             self._packing.append(pid)
+
+    def _start_broker(self, play: t.Any) -> str | None:
+        """Has the broker started, if the play will need it: the sooner, the less its first task waits. Which way in it will need, as far as is known."""
+        way_in = _way_in(play)
+        if way_in is not None:
+            broker_client.start_early(self._run, way_in)
+        return way_in
 
     def v2_playbook_on_stats(self, stats: t.Any) -> None:
         """The regular end."""

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -631,6 +632,91 @@ func TestWarmSpares(t *testing.T) {
 	for _, s := range all {
 		if alive(s.child.processID()) {
 			t.Error("it waits for an agent that has ended")
+		}
+	}
+}
+
+// TestWarmPagesAreLearnt looks at what a process that waits has made its own beforehand: what the module before it wrote to, and little else.
+func TestWarmPagesAreLearnt(t *testing.T) {
+	w := newWarming(t)
+	const written, all = 4 << 20, 32 << 20
+	text := program(t, fmt.Sprintf("from ansible.module_utils import ballast\nfor at in range(0, %d, 512):\n    ballast.DATA[at] = 2\nprint(sum(ballast.DATA[:%d]))", written, written),
+		"", map[string]string{"ansible/module_utils/ballast.py": fmt.Sprintf("DATA = bytearray(b'\\1') * %d\n", all)})
+	want := fmt.Sprintf("0|%d\n|", written+written/512)
+	if got := w.run(true, text); got != want {
+		t.Fatal(got)
+	}
+	var waiting *warmed
+	for deadline := time.Now().Add(long); waiting == nil; time.Sleep(10 * time.Millisecond) { // nothing tells when one waits
+		for _, i := range w.table.warm.interpreters {
+			i.waiting.Lock()
+			for _, s := range i.spares {
+				<-s.made
+				waiting = s.child
+			}
+			i.waiting.Unlock()
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("none waits")
+		}
+	}
+	own := 0
+	for deadline := time.Now().Add(long); own < written; time.Sleep(10 * time.Millisecond) {
+		if own = ownBytes(t, waiting.processID()); time.Now().After(deadline) {
+			t.Fatalf("%d bytes are its own", own)
+		}
+	}
+	for range 10 { // it would go on
+		own = max(own, ownBytes(t, waiting.processID()))
+		time.Sleep(10 * time.Millisecond)
+	}
+	if own > all/2 {
+		t.Errorf("%d bytes are its own", own)
+	}
+	if got := w.run(true, text); got != want {
+		t.Error(got)
+	}
+}
+
+// ownBytes is what memory a process has that it has written to, and shares with nobody.
+func ownBytes(t *testing.T, id int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`Private_Dirty:\s+(\d+) kB`).FindSubmatch(text)
+	if found == nil {
+		t.Fatalf("%s", text)
+	}
+	size, _ := strconv.Atoi(string(found[1]))
+	return size << 10
+}
+
+// TestAKnownArchiveIsNotLookedAt: what came by its hash was looked at when it came. Whatever else is in its place is looked at as ever.
+func TestAKnownArchiveIsNotLookedAt(t *testing.T) {
+	w := newWarming(t)
+	text := program(t, "print('ran')", "", nil)
+	_, archive := archiveIn([]byte(text), nil)
+	other := bytes.Clone(archive)
+	other[len(other)/2] = '!'
+	damaged := strings.Replace(text, string(archive), string(other), 1)
+	for _, known := range [][]byte{nil, archive, other[:len(other)-1]} {
+		if _, got := archiveIn([]byte(text), known); !bytes.Equal(got, archive) {
+			t.Errorf("%d bytes known: %d bytes", len(known), len(got))
+		}
+		if _, got := archiveIn([]byte(damaged), known); got != nil {
+			t.Errorf("%d bytes known: what is no base64", len(known))
+		}
+	}
+	hash := w.table.warm.remember(archive)
+	for _, named := range []Archive{{}, {hash, archive}, {"another", archive[1:]}} {
+		p := w.start(true, text, func(r *Request) { r.Archive = named })
+		if s := p.Await(t.Context(), long, nil); !s.Ended || s.ExitCode != 0 || output(t, p, s)[0] != "ran\n" {
+			t.Errorf("%+v: %+v", named.Hash, s)
+		}
+		if w.table.Archive("another") != nil || !slices.Equal(w.table.warm.hashes, []string{hash}) {
+			t.Errorf("%s: it keeps %v", named.Hash, w.table.warm.hashes)
 		}
 	}
 }
