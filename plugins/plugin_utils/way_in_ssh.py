@@ -100,7 +100,7 @@ _PLACE = '; '.join((
 #: Both, where there is nothing to be asked or told in between: on Linux, on the machine $1, for who is root or needs no password for that. The rest
 #: are _PLACE's.
 _LOOK_AND_PLACE = '; '.join((
-    'p=$1', 'shift', _LOOK, 'a=${v%%.*}', 'b=${v#*.}', 'b=${b%%[!0-9]*}',
+    'p=$1', 'shift', _LOOK, 'a=${v%%.*}', 'b=${v#*.}', 'b=${b%%.*}', 'b=${b%%-*}',
     'if [ "$o" = Linux ] && [ "$m" = "$p" ] && { [ "$u" = 0 ] || [ "$w" = free ]; } && '
     '{ [ "$a" -gt OLD ] || { [ "$a" -eq OLD ] && [ "$b" -ge OLDER ]; }; } 2>/dev/null; then echo "goes on"; else echo "goes no further"; exit 0; fi'
     .replace('OLDER', str(OLDEST_KERNEL[1])).replace('OLD', str(OLDEST_KERNEL[0])),
