@@ -78,6 +78,13 @@ def digest(path: str) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+@functools.cache
+def size_of(path: str) -> int:
+    """Of an executable, in bytes: as it was when its digest was taken. Raises OSError."""
+    digest(path)
+    return os.stat(path).st_size
+
+
 def packed(path: str) -> Packed:
     """An executable, packed once for all targets. Not as small as can be: that takes longer than what it saves."""
     with _packing:

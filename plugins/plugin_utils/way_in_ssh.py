@@ -44,6 +44,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import (
     agent_executable,
     digest,
     packed,
+    size_of,
 )
 
 ssh_exception = library('paramiko.ssh_exception')
@@ -54,6 +55,9 @@ ARCHITECTURES = {'x86_64': 'amd64', 'amd64': 'amd64', 'aarch64': 'arm64', 'arm64
 OLDEST_KERNEL = (3, 2)
 #: Seconds that the upload and the start may take on a slow line.
 UPLOAD_SECONDS = 600.0 + START_SECONDS
+
+#: Seconds after which a command that has not begun gets the end of its input.
+BEGIN_SECONDS = 5.0
 
 #: Seconds there and back beyond which a target is far: to it the executable travels packed, which takes longer than it saves on a network that is
 #: nearer, and as much may be on its way as the target has room for.
@@ -69,7 +73,7 @@ _AT_BOOT = '/etc/tmpfiles.d/{}.conf'
 _LOOK = '; '.join((
     'LC_ALL=C', 'export LC_ALL', 'u=`id -u`', 'o=`uname -s`', 'm=`uname -m`', 'v=`uname -r`', 'w=',
     'echo "system $o"', 'echo "machine $m"', 'echo "release $v"', 'echo "user $u"', 'echo "ssh $SSH_CONNECTION"',
-    'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if s=`sudo -n true 2>&1`; then w=free; else '
+    'if [ "$u" = 0 ]; then :; elif command -v sudo >/dev/null 2>&1; then if s=`sudo -n true </dev/null 2>&1`; then w=free; else '
     'case $s in *"must have a tty"*) w=terminal;; *) w=asks;; esac; fi; else w=missing; fi',
     'if [ -n "$w" ]; then echo "sudo $w"; fi', 'echo "gzip `command -v gzip`"',
 ))
@@ -100,7 +104,7 @@ _PLACE = '; '.join((
 #: Both, where there is nothing to be asked or told in between: on Linux, on the machine $1, for who is root or needs no password for that. The rest
 #: are _PLACE's.
 _LOOK_AND_PLACE = '; '.join((
-    'p=$1', 'shift', _LOOK, 'a=${v%%.*}', 'b=${v#*.}', 'b=${b%%.*}', 'b=${b%%-*}',
+    'p=$1', 'shift', _LOOK, 'a=', 'case $v in [0-9]*.[0-9]*) a=${v%%.*};; esac', 'b=${v#*.}', 'b=${b%%.*}', 'b=${b%%-*}',
     'if [ "$o" = Linux ] && [ "$m" = "$p" ] && { [ "$u" = 0 ] || [ "$w" = free ]; } && '
     '{ [ "$a" -gt OLD ] || { [ "$a" -eq OLD ] && [ "$b" -ge OLDER ]; }; } 2>/dev/null; then echo "goes on"; else echo "goes no further"; exit 0; fi'
     .replace('OLDER', str(OLDEST_KERNEL[1])).replace('OLD', str(OLDEST_KERNEL[0])),
@@ -805,14 +809,19 @@ class SshWayIn(WayIn):
         """Looks; gives the architecture, and the command that has gone on to take the executable. None: there is something to be done before."""
         machine = SshWayIn.likely
         try:
-            executable = agent_executable('linux', ARCHITECTURES[machine])
-        except SojournError:  # the target may be another
+            words = self._placing_words(session, agent_executable('linux', ARCHITECTURES[machine]))
+        except (SojournError, OSError):  # the target may be another
             return self._look(), None
         with steps.step('look') as step, self._errors('looking at the target'):
-            line = _line(_words(_LOOK_AND_PLACE, machine, *self._placing_words(session, executable)))
-            command = held.enter_context(self._client.command(line, timeout=ssh_client.ANSWER_SECONDS))
-            goes = self._said(command, 'goes ')
-            code = 0 if goes else command.finish()
+            command = held.enter_context(self._client.command(_line(_words(_LOOK_AND_PLACE, machine, *words)), timeout=BEGIN_SECONDS))
+            try:
+                begun = command.wait_for(lambda: command.begun)
+            except ssh_client.CommandTimeout:
+                begun = False
+            command.extend(ssh_client.ANSWER_SECONDS)
+            goes = self._said(command, 'goes ') if begun else None
+            # What waits for the input's end, as programs in a login shell's place may, gets it: then nothing can be sent any more.
+            code = 0 if goes == 'goes on' else command.finish()
             self._check_begun(command, code)
             architecture = self._learn(step, code, self._lines(command), command.errors.decode('utf-8', 'replace'))
             if goes != 'goes on':
@@ -821,7 +830,7 @@ class SshWayIn(WayIn):
             return architecture, command
 
     def _placing_words(self, session: str, executable: str) -> list[str]:
-        return [self.name, session, str(os.stat(executable).st_size), digest(executable), *self._folders()]
+        return [self.name, session, str(size_of(executable)), digest(executable), *self._folders()]
 
     def place(self, session: str) -> None:
         """Makes the folder in the first place that will do, and uploads the executable to it."""
@@ -843,11 +852,13 @@ class SshWayIn(WayIn):
             if not self._find_folder(command):
                 self._refuse_folder(command)
             self.step = 'uploading the agent'
-            size, data = packed(executable) if far and self._unpacks else (os.fstat(file.fileno()).st_size, b'')
-            first = f'{len(data)}\n'.encode('ascii')
+            size, data = packed(executable) if far and self._unpacks else (size_of(executable), b'')
+            first, left = f'{len(data)}\n'.encode('ascii'), len(data) or size
             for chunk in (data,) if data else iter(lambda: file.read(1 << 20), b''):
-                command.write(first + chunk)
-                first = b''
+                command.write(first + chunk[:left])
+                first, left = b'', max(left - len(chunk), 0)
+            if left:  # somebody has exchanged it meanwhile: the target is not to wait for more
+                command.finish()
             self._wait_for_size(command, size)
             step.detail = f"{size} bytes{f' in {len(data)}' if data else ''} to {self._folder}"
         self._placing = command if self._is_root else None

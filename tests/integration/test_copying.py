@@ -426,6 +426,6 @@ def test_the_same_over_ansibles_own_ssh(controller: Controller, lab: Lab, source
     try:
         both(controller, tmp_path, sources_here, {name: CASES[name] for name in FEW}, "-e", json.dumps(variables), environment=environment)
     finally:
+        linux.exec(["rm", "/root/.ssh/authorized_keys"])
         end_shared_connections(sockets)
         shutil.rmtree(sockets)
-        linux.exec(["rm", "/root/.ssh/authorized_keys"])

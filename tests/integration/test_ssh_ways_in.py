@@ -797,10 +797,10 @@ def test_tasks_of_a_login_user_with_another_shell(controller: Controller, linux_
 
 
 @pytest.mark.leaves(*ACCOUNTS_LEAVE)
-@pytest.mark.parametrize("what", ["nologin", "false", "forced command"])
+@pytest.mark.parametrize("what", ["nologin", "false", "forced command", "forced command that waits for its input's end"])
 def test_an_account_that_may_run_nothing(controller: Controller, linux_target: Any, family: str, what: str) -> None:
-    if what == "forced command":
-        with sshd(controller, linux_target, ForceCommand="echo This service allows file transfer only."):
+    if what.startswith("forced command"):
+        with sshd(controller, linux_target, ForceCommand=f"echo This service allows file transfer only.{'; cat' if 'waits' in what else ''}"):
             error = refused(controller, linux_target, family)
         assert "This service allows file transfer only." in str(error)
     else:

@@ -122,22 +122,7 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 			return nil, startError(program, err)
 		}
 	}
-	attributes, err := windows.NewProcThreadAttributeList(2)
-	if err != nil {
-		windows.CloseHandle(job)
-		return nil, startError(program, err)
-	}
-	defer attributes.Delete()
-	// Only these handles: another process that starts at the same time must not hold this one's pipes open.
-	if err := attributes.Update(windows.PROC_THREAD_ATTRIBUTE_HANDLE_LIST, unsafe.Pointer(&inherited[0]), unsafe.Sizeof(inherited)); err != nil {
-		windows.CloseHandle(job)
-		return nil, startError(program, err)
-	}
-	// Born in the job: one that is put there afterwards would stay, and never begin, if the agent were killed in between. Windows
-	// before 10 and Server 2016 knows no such attribute.
-	jobs := [1]windows.Handle{job}
-	born := attributes.Update(procThreadAttributeJobList, unsafe.Pointer(&jobs[0]), unsafe.Sizeof(jobs)) == nil
-	startup := windows.StartupInfoEx{ProcThreadAttributeList: attributes.List()}
+	startup := windows.StartupInfoEx{}
 	startup.Cb = uint32(unsafe.Sizeof(startup))
 	startup.Flags = windows.STARTF_USESTDHANDLES | windows.STARTF_USESHOWWINDOW
 	startup.ShowWindow = windows.SW_HIDE
@@ -147,8 +132,32 @@ func start(r *Request, folder, _ string, files [3]*os.File, coming func(id int))
 	if !console() {
 		flags |= windows.CREATE_NO_WINDOW
 	}
-	var made windows.ProcessInformation
-	err = windows.CreateProcess(nil, wideLine, nil, nil, true, flags, &environment[0], wideDirectory, &startup.StartupInfo, &made)
+	create := func(jobs []windows.Handle) (made windows.ProcessInformation, err error) {
+		attributes, err := windows.NewProcThreadAttributeList(2)
+		if err != nil {
+			return made, err
+		}
+		defer attributes.Delete()
+		// Only these handles: another process that starts at the same time must not hold this one's pipes open.
+		if err := attributes.Update(windows.PROC_THREAD_ATTRIBUTE_HANDLE_LIST, unsafe.Pointer(&inherited[0]), unsafe.Sizeof(inherited)); err != nil {
+			return made, err
+		}
+		if len(jobs) > 0 {
+			if err := attributes.Update(procThreadAttributeJobList, unsafe.Pointer(&jobs[0]), uintptr(len(jobs))*unsafe.Sizeof(jobs[0])); err != nil {
+				return made, err
+			}
+		}
+		startup.ProcThreadAttributeList = attributes.List()
+		err = windows.CreateProcess(nil, wideLine, nil, nil, true, flags, &environment[0], wideDirectory, &startup.StartupInfo, &made)
+		return made, err
+	}
+	// Born in the job: one that is put there afterwards would stay, and never begin, if the agent were killed in between. Windows
+	// before 10 and Server 2016 knows no such attribute, and a packaged program is born in a job of the system's.
+	made, err := create([]windows.Handle{job})
+	born := err == nil
+	if err == windows.ERROR_NOT_SUPPORTED || err == windows.ERROR_INVALID_PARAMETER || err == windows.ERROR_ACCESS_DENIED {
+		made, err = create(nil)
+	}
 	runtime.KeepAlive(files)
 	if err != nil {
 		windows.CloseHandle(job)

@@ -51,6 +51,8 @@ FUTURE = functools.reduce(operator.or_, (getattr(__future__, name).compiler_flag
 POPULATE_WRITE = 23
 #: Bytes between two looks whether there is something to do.
 AT_ONCE = 1 << 19
+#: Areas of memory that cannot be had, after which no other is tried.
+FAILURES = 4
 #: Of a target's memory, what a process that waits takes at most is this part of what is available.
 SPARE_MEMORY = 64
 #: Bytes of memory that have to be available for a template of a module that may never come; each has some 7 MB of its own.
@@ -272,8 +274,8 @@ class Archive:
         """For the time between two modules: all that was imported is out of sight."""
         for name in self.loaded:
             sys.modules.pop(name, None)
-        self.own.find()
         gc.collect()
+        self.own.find()
         self.ends = any(type(found).__module__.startswith('ansible') and ends(found) for found in gc.get_objects())
         gc.freeze()
 
@@ -285,17 +287,21 @@ class Pages:
     itself. So the first that has ended tells of its pages, by memory that it has in common with its template.
     """
 
-    #: Of an area: where it begins, and its bytes.
+    #: Of an area: where it begins, and its bytes. Of what is told: its bytes, and by how many modules.
     AREA = struct.Struct('=QQ')
     ROOM = 1 << 16
+    #: Modules that tell: the first may have others of its own, with whom it shares what it has written to.
+    TELL = 2
     #: Bits of pagemap(5), Linux 4.2 and newer: a page is there; nobody else has it.
     MINE = 1 << 63 | 1 << 56
     #: Pages in between that are copied as well: to ask once more takes as long.
     GAP = 2
+    #: A module may put something else in their place.
+    _open, _read, _close = os.open, os.pread, os.close
 
     def __init__(self):
         self._areas = []  # all that there is
-        self._written = None  # how many bytes of areas follow, and those that were written to
+        self._told = None  # the areas that were written to
         self._advise = None
 
     def find(self):
@@ -305,7 +311,7 @@ class Pages:
 
             self._advise = ctypes.CDLL(None).madvise
             self._advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-            self._written = mmap.mmap(-1, self.ROOM)
+            self._told = mmap.mmap(-1, self.ROOM)
             start = size = 0
             with open('/proc/self/smaps') as file:
                 for line in file:
@@ -319,59 +325,68 @@ class Pages:
         except Exception:  # where ctypes cannot be had, or cannot work, it is done without
             self._areas = []
 
-    def _known(self):
-        return self._written[self.AREA.size:self.AREA.size + self.AREA.unpack_from(self._written)[0]] if self._areas else b''
-
     def tell(self):
-        """In the process of a module, at its end: which pages it has written to, where nobody has told yet."""
-        if not self._areas or self._known():
-            return
+        """In the process of a module, at its end: which pages it has written to. Whatever goes wrong here must not be the module's end."""
         try:
-            pages = array.array('Q')
+            length, tellers = self.AREA.unpack_from(self._told)
+            if not self._areas or tellers >= self.TELL:
+                return
+            self.AREA.pack_into(self._told, 0, length, tellers + 1)
             found = []
-            with open('/proc/self/pagemap', 'rb', buffering=0) as file:
-                for start, size in self._areas:
-                    file.seek(start // mmap.PAGESIZE * pages.itemsize)
-                    pages = array.array('Q', file.read(size // mmap.PAGESIZE * pages.itemsize))
-                    first = last = None
-                    for number, page in enumerate(pages):
-                        if page & self.MINE != self.MINE:
-                            continue
-                        if first is None or number - last > self.GAP:
-                            if first is not None:
-                                found.append(self._area(start, first, last))
-                            first = number
-                        last = number
-                    if first is not None:
-                        found.append(self._area(start, first, last))
+            descriptor = self._open('/proc/self/pagemap', os.O_RDONLY | os.O_CLOEXEC)
+            for start, size in self._areas:
+                pages = array.array('Q', self._read(descriptor, size // mmap.PAGESIZE * 8, start // mmap.PAGESIZE * 8))
+                first = last = None
+                for number, page in enumerate(pages):
+                    if page & self.MINE != self.MINE:
+                        continue
+                    if first is None or number - last > self.GAP:
+                        if first is not None:
+                            found.append(self._area(start, first, last))
+                        first = number
+                    last = number
+                if first is not None:
+                    found.append(self._area(start, first, last))
+            self._close(descriptor)
             told = b''.join(found)
-            if len(told) <= self.ROOM - self.AREA.size:
-                self._written[self.AREA.size:self.AREA.size + len(told)] = told
-                self.AREA.pack_into(self._written, 0, len(told), 0)
-        except (OSError, ValueError):
+            if self._size(self._areas_told()) < self._size(self.AREA.iter_unpack(told)) and len(told) <= self.ROOM - self.AREA.size:
+                self._told[self.AREA.size:self.AREA.size + len(told)] = told
+                self.AREA.pack_into(self._told, 0, len(told), tellers + 1)
+        except Exception:
             pass
+
+    def _areas_told(self):
+        return list(self.AREA.iter_unpack(self._told[self.AREA.size:self.AREA.size + self.AREA.unpack_from(self._told)[0]]))
+
+    @staticmethod
+    def _size(areas):
+        return sum(size for unused_start, size in areas)
 
     def _area(self, start, first, last):
         return self.AREA.pack(start + first * mmap.PAGESIZE, (last - first + 1) * mmap.PAGESIZE)
 
-    def take(self, told):
+    def take(self, order):
         """In a forked process: makes its own what it will write to, until it is told what to do. Where memory is short it leaves that."""
         try:
-            areas = list(self.AREA.iter_unpack(self._known()))
-            if not areas or available() < sum(size for unused_start, size in areas) * SPARE_MEMORY:
+            areas = self._areas_told()
+            if not areas or available() < self._size(areas) * SPARE_MEMORY:
                 return
-        except (OSError, StopIteration, ValueError, IndexError, struct.error):
+        except (OSError, StopIteration, ValueError, IndexError, TypeError, struct.error):
             return
-        taken = 0
+        taken = failed = 0
         for start, size in areas:
-            taken += size
-            if taken >= AT_ONCE:
-                taken = 0
-                if comes(told, 0):
-                    return
-            # Kernels before 5.14 do not know it.
-            if self._advise(start, size, POPULATE_WRITE):
-                return
+            for offset in range(0, size, AT_ONCE):
+                part = min(AT_ONCE, size - offset)
+                taken += part
+                if taken >= AT_ONCE:
+                    taken = 0
+                    if comes(order, 0):
+                        return
+                # Kernels before 5.14 do not know it. An area may have gone since.
+                if self._advise(start + offset, part, POPULATE_WRITE):
+                    failed += 1
+                    if failed == FAILURES:
+                        return
 
 
 def available():
@@ -785,6 +800,8 @@ def finish(program, before, archive):
     ``program``: its namespace; ``before``: the modules that were there when it began. False: somebody could notice something, and Python is to go on
     with an end of its own; all that has been done would come first there as well.
     """
+    if archive is not None:
+        archive.own.tell()
     threading = sys.modules.get('threading')
     if threading is not None and (threading.active_count() > 1 or getattr(threading, '_threading_atexits', None)):
         return False
@@ -810,7 +827,6 @@ def finish(program, before, archive):
     if any(ends(found) for found in gc.get_objects()):  # what is older than the program is frozen, and not among them
         sys.modules.update(kept)
         return False
-    archive.own.tell()
     return True
 
 

@@ -40,7 +40,7 @@ import (
 const (
 	maximumInterpreters = 4
 	maximumProgram      = 16 << 20
-	// maximumSpares bounds the processes of an interpreter that wait; each has some 20 MB of its own, 3 where memory is short (see Pages in warm.py).
+	// maximumSpares bounds the processes of an interpreter that wait; each has some 7 MB of its own, 3 where memory is short (see Pages in warm.py).
 	maximumSpares = 4
 	// maximumArchives bounds what is kept of modules; see MaximumArchive for each.
 	maximumArchives = 32

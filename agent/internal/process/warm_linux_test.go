@@ -638,6 +638,15 @@ func TestWarmSpares(t *testing.T) {
 
 // TestWarmPagesAreLearnt looks at what a process that waits has made its own beforehand: what the module before it wrote to, and little else.
 func TestWarmPagesAreLearnt(t *testing.T) {
+	const populateWrite = 23
+	page, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(page)
+	if unix.Madvise(page, populateWrite) == unix.EINVAL {
+		t.Skip("the kernel is older than 5.14")
+	}
 	w := newWarming(t)
 	const written, all = 4 << 20, 32 << 20
 	text := program(t, fmt.Sprintf("from ansible.module_utils import ballast\nfor at in range(0, %d, 512):\n    ballast.DATA[at] = 2\nprint(sum(ballast.DATA[:%d]))", written, written),
@@ -648,13 +657,17 @@ func TestWarmPagesAreLearnt(t *testing.T) {
 	}
 	var waiting *warmed
 	for deadline := time.Now().Add(long); waiting == nil; time.Sleep(10 * time.Millisecond) { // nothing tells when one waits
-		for _, i := range w.table.warm.interpreters {
+		w.table.warm.mu.Lock()
+		all := slices.Collect(maps.Values(w.table.warm.interpreters))
+		w.table.warm.mu.Unlock()
+		for _, i := range all {
 			i.waiting.Lock()
-			for _, s := range i.spares {
+			spares := slices.Collect(maps.Values(i.spares))
+			i.waiting.Unlock()
+			for _, s := range spares {
 				<-s.made
 				waiting = s.child
 			}
-			i.waiting.Unlock()
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("none waits")
@@ -675,6 +688,26 @@ func TestWarmPagesAreLearnt(t *testing.T) {
 	}
 	if got := w.run(true, text); got != want {
 		t.Error(got)
+	}
+}
+
+// TestWarmPagesAreToldByAll: also by a module after which the interpreter ends as any does; and what a module has put in the place of Python's own
+// functions is not what tells of them.
+func TestWarmPagesAreToldByAll(t *testing.T) {
+	w := newWarming(t)
+	for name, module := range map[string]string{
+		"a thread": "import threading\nover = threading.Event()\nthreading.Thread(target=over.wait).start()\nover.set()\nprint('ran')",
+		"another open": "import builtins, os\nprint('ran', flush=True)\n" +
+			"def refused(*all, **more):\n    raise RuntimeError('refused')\nbuiltins.open = os.open = os.pread = refused",
+		"no memory":   "import resource\nprint('ran', flush=True)\nresource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))",
+		"no readable": "import resource\nprint('ran', flush=True)\nresource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))",
+	} {
+		text := program(t, module, "", map[string]string{"ansible/module_utils/name.py": "# " + name})
+		for range 3 {
+			if warm, cold := w.run(true, text), w.run(false, text); warm != cold || !strings.HasPrefix(warm, "0|ran") {
+				t.Errorf("%s: warm %q, cold %q", name, warm, cold)
+			}
+		}
 	}
 }
 
