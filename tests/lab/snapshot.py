@@ -70,6 +70,7 @@ LEFT_OUT = {
         "/srv/windows/system.reg": "rewritten with new time stamps; its content is listed under registry",
         "/srv/windows/user.reg": "rewritten with new time stamps",
         "/srv/windows/userdef.reg": "rewritten with new time stamps",
+        "/srv/windows/reg[0-9a-f]*.tmp": "what wineserver writes one of these to, before it takes its place",
     },
 }
 

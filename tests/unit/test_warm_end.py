@@ -11,7 +11,7 @@ SOURCE = (Path(__file__).parents[2] / "agent/internal/process/warm.py").read_tex
 DEFINITIONS = SOURCE.partition("\n_connection = ")[0]
 ENDING = """
 class FakeArchive:
-    ends, loaded = False, {{}}
+    ends, loaded, own = False, {{}}, Pages()
 before, program = frozenset(sys.modules), {{}}
 gc.collect()
 gc.freeze()
