@@ -167,8 +167,9 @@ class Process:
         return f"{self.memory / 1048576:.1f} MB, {self.descriptors} descriptors, {self.threads} threads"
 
 
-#: Of a console, under Wine.
+#: Of a console, under Wine; and how the command of what has not become a Windows program yet begins.
 CONSOLE = "conhost.exe"
+LOADER = "/usr/lib/wine/wine64 "
 
 
 def end_stillborn(target: Any) -> int:
@@ -177,12 +178,14 @@ def end_stillborn(target: Any) -> int:
     A Windows program creates a process that stands still, and then lets it go. Who is killed in between leaves it so for ever. What
     takes microseconds on Windows takes milliseconds under Wine, so that a soak meets it: with the firewall's tool, with the one who
     deletes the agent's folder, and with the process of the console (which on Windows the system makes). What has run has loaded
-    Windows' base library.
+    Windows' base library. An installation's process is born in a job that ends with the agent; but Wine has its loader run before that counts, so
+    what is still a loader, of a program in the agent's folder, is ended too: 32 of 1267 that were killed in those milliseconds were such.
     """
     count = 0
     for process in target.processes():
         with contextlib.suppress(OSError):
-            if process.name in ("netsh.exe", "cmd.exe", CONSOLE) and "kernelbase.dll" not in Path(f"/proc/{process.pid}/maps").read_text():
+            loader = process.command.startswith(LOADER) and OURS.search(process.command)
+            if (loader or process.name in ("netsh.exe", "cmd.exe", CONSOLE)) and "kernelbase.dll" not in Path(f"/proc/{process.pid}/maps").read_text():
                 process.end()
                 count += 1
     return count
