@@ -284,7 +284,7 @@ class Pages:
     """What a forked process has in common with its template until either writes to it, and what of that modules do write to.
 
     To copy page by page, as each comes to be written, takes longer than most modules do; to copy all takes more of the target than the module
-    itself. So the first that has ended tells of its pages, by memory that it has in common with its template.
+    itself. So the first ones that end tell of their pages, by memory that they have in common with their template.
     """
 
     #: Of an area: where it begins, and its bytes. Of what is told: its bytes, and by how many modules.
