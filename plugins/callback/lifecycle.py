@@ -22,7 +22,8 @@ description:
     remove themselves only when their lease is over. Enable this plugin there.
   - It makes runs faster as well. The broker is started, and loads its libraries, while Ansible prepares the first task. The connection
     plugins are loaded once, and not again by the worker of each task on each host, as Ansible does with its own; and modules are packed for
-    the target beside the first tasks. By SSH, a target on which a module has run gets the play's other modules before their tasks come to it.
+    the target beside the first tasks. By SSH, a target gets the play's modules, and has the interpreter for them ready, before their tasks
+    come to it. When the last task begins, what the end will need is begun beside it.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
 options:
   bundle_copies:
@@ -58,8 +59,6 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import Sojou
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import WAYS_IN
 
 _CONNECTION = 'sojourn.deploy.'
-#: Hosts of a play that are looked at for whether it needs the broker: their variables cost time, and most plays have one kind of connection.
-LOOKED_AT = 3
 
 
 class CallbackModule(CallbackBase):
@@ -77,6 +76,9 @@ class CallbackModule(CallbackBase):
         self._began = False
         #: That have begun.
         self._plays = 0
+        #: The play that comes last, and the task; None: who knows.
+        self._last_play: str | None = None
+        self._last_task: str | None = None
         #: Processes that pack modules.
         self._packing: list[int] = []
         # Ctrl-C ends a run without any further callback; what is left then is Python's own end.
@@ -85,7 +87,9 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_start(self, playbook: t.Any) -> None:
         """Tells of earlier runs, and looks out for SIGTERM. There may be several playbooks, each with an end of its own."""
         self._ended = self._began = False
-        for play in playbook.get_plays()[:1] if playbook else ():
+        plays = playbook.get_plays() if playbook else []
+        self._last_play, self._last_task = (plays[-1]._uuid if plays else None), None
+        for play in plays[:1]:
             self._start_broker(play)
         for name in ('sojourn.deploy.ssh', 'sojourn.deploy.smb', 'sojourn.deploy.winrm'):
             connection_loader.get(name, class_only=True)
@@ -112,12 +116,18 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         """Has the broker started, if the play will need it, and the play's modules packed."""
         self._plays += 1
+        self._last_task = module_cache.last_task(play) if play._uuid == self._last_play and not play.serial else None
         way_in = self._start_broker(play)
         module_cache.prepare()
         self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
         pid = module_cache.fill(play, self.get_option('bundle_copies'), announce=self._plays if way_in == 'ssh' else None)
         if pid is not None:
             self._packing.append(pid)
+
+    def v2_playbook_on_task_start(self, task: t.Any, is_conditional: bool) -> None:
+        """When it is the last, the broker prepares for the end beside it."""
+        if self._last_task is not None and task._uuid == self._last_task:
+            broker_client.expect_end(self._run)
 
     def _start_broker(self, play: t.Any) -> str | None:
         """Has the broker started, if the play will need it: the sooner, the less its first task waits. Which way in it will need, as far as is known."""
@@ -202,7 +212,7 @@ def _way_in(play: t.Any) -> str | None:
     """The way in of the first of a play's first hosts that has a connection of ours, as far as is known before the tasks. None: there is none, or who knows."""
     with contextlib.suppress(Exception):  # a guess: whatever is wrong with a play, or its variables, Ansible tells
         variables = play.get_variable_manager()
-        for host in variables._inventory.get_hosts(play.hosts)[:LOOKED_AT]:
+        for host in variables._inventory.get_hosts(play.hosts)[:module_cache.LOOKED_AT]:
             connection = variables.get_vars(play=play, host=host).get('ansible_connection') or play.connection
             way_in = str(connection).removeprefix(_CONNECTION)
             if way_in in WAYS_IN and str(connection) != way_in:

@@ -45,6 +45,8 @@ POLL_OWNER = 0.25
 ACCEPT_AGAIN = 0.2
 #: Seconds that whoever waits for the run's end may take to hear the last word.
 LAST_WORD_SECONDS = 5.0
+#: Targets of a run, up to which all are thought to be near their end when the last task begins.
+MOST_EXPECTED = 32
 
 
 class _BoundedHandler(logging.StreamHandler):
@@ -272,11 +274,11 @@ class Broker:
                 session.target = target
             return session
 
-    def announce(self, program: bytes, play: int) -> None:
-        """A module of this program is going to be needed by the run's play of this number."""
+    def announce(self, program: bytes, play: int, by: broker_client.Likely | None = None) -> None:
+        """A module of this program is going to be needed by the run's play of this number, and is likely to be run by that."""
         with self._lock:
             coming = self._to_come()
-        coming.add(program, play)
+        coming.add(program, play, by)
 
     def _to_come(self) -> t.Any:
         """The lock is held."""
@@ -313,6 +315,14 @@ class Broker:
         with self._lock:
             for events in self._waiting.values():
                 events.put({'event': event, **fields})
+
+    def expect_end(self) -> None:
+        """The run's last task has begun. Of a run with many targets most are not near their end then."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+        if len(sessions) <= MOST_EXPECTED:
+            for session in sessions:
+                session.expect_end()
 
     def installation_ended(self, key: str | None, end: t.Any, heard: bool) -> None:
         """An installation's process has ended; ``heard``: its caller is there, and will say what it makes of that, if it comes to it."""
@@ -488,7 +498,12 @@ def _note(call: Call) -> str:
 
 
 def _module(call: Call) -> None:
-    call.broker.announce(call.payload(), int(call.arguments['play']))
+    by = call.arguments.get('by')
+    call.broker.announce(call.payload(), int(call.arguments['play']), broker_client.Likely(*by) if by else None)
+
+
+def _expect_end(call: Call) -> None:
+    call.broker.expect_end()
 
 
 def _end(call: Call) -> None:
@@ -591,7 +606,7 @@ def _list_ports(call: Call) -> t.Any:
 HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
     'deploy': _deploy, 'present': _present, 'info': _info, 'remove': _remove, 'cleanup': _cleanup, 'query_packages': _query_packages,
     'put_file': _put_file, 'get_file': _get_file, 'stat': _stat, 'remove_path': _remove_path, 'extract': _extract, 'execute': _execute,
-    'executions': _executions, 'diagnose': _diagnose, 'preflight': _preflight, 'note': _note, 'module': _module, 'end': _end,
+    'executions': _executions, 'diagnose': _diagnose, 'preflight': _preflight, 'note': _note, 'module': _module, 'expect_end': _expect_end, 'end': _end,
     'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
 }
 

@@ -327,7 +327,25 @@ def end_run(owner_pid: int, on_event: t.Callable[[dict[str, t.Any]], None]) -> b
         raise SojournError('SD-902', step='cleaning up', detail=error, log=log_path(run_folder(owner_pid))) from None
 
 
-def announce_module(owner_pid: int, program: bytes, play: int) -> bool:
+def expect_end(owner_pid: int) -> None:
+    """Tells a run's broker that the last task has begun: what its end will need takes time. Whatever comes of it, nobody waits for that."""
+    with contextlib.suppress(SojournError, OSError, wire.WireError):
+        connection = connect(owner_pid, start=False)
+        if connection is not None:
+            with connection:
+                wire.send_frame(connection, {'version': wire.PROTOCOL_VERSION, 'call': 'expect_end', 'arguments': {}, 'payload': 0})
+
+
+class Likely(t.NamedTuple):
+    """By what targets are likely to be told to run modules."""
+
+    #: In which ``@interpreter@`` stands for the first of the interpreters that a target has.
+    command_line: str
+    #: Paths, or names.
+    interpreters: tuple[str, ...]
+
+
+def announce_module(owner_pid: int, program: bytes, play: int, by: Likely | None = None) -> bool:
     """Gives a module's program, with nothing of any task in it, to a run's broker: agents get it before tasks come with it. False: there is no broker yet.
 
     ``play`` counts the run's plays. Raises SD-902, SD-903.
@@ -337,7 +355,8 @@ def announce_module(owner_pid: int, program: bytes, play: int) -> bool:
         if connection is None:
             return False
         with connection:
-            wire.send_frame(connection, {'version': wire.PROTOCOL_VERSION, 'call': 'module', 'arguments': {'play': play}, 'payload': len(program)})
+            wire.send_frame(connection, {'version': wire.PROTOCOL_VERSION, 'call': 'module', 'payload': len(program),
+                                         'arguments': {'play': play, 'by': by}})
             for chunk in wire.chunks(program):
                 wire.send_frame(connection, {}, chunk)
             _result(connection, 'module', owner_pid, None)

@@ -43,7 +43,7 @@ log = logging.getLogger('sojourn.channel')
 #: Operations that may be sent again when an answer was lost.
 IDEMPOTENT = frozenset((
     'GetInfo', 'RenewLease', 'ReadOutput', 'Signal', 'Release', 'Stat', 'Remove', 'QueryPackages', 'OpenPort', 'ClosePort', 'ListPorts',
-    'ListExecutions', 'RemoveLeftovers', 'KeepArchive', 'Shutdown'))
+    'ListExecutions', 'RemoveLeftovers', 'KeepArchive', 'PrepareInterpreter', 'Shutdown'))
 #: Binary data below this many bytes goes inside the envelope.
 INLINE = 512
 #: Seconds that the agent may need for an answer beyond the wait that it was asked for.

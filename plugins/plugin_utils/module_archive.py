@@ -21,6 +21,8 @@ import time
 import typing as t
 import zipfile
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Likely
+
 #: Begins a zip in base64, as Ansible writes it into a module's program; and how long it is where it is worth the trouble.
 MARK = b"'UEsDB"
 LEAST = 4096
@@ -90,18 +92,28 @@ class Order(t.NamedTuple):
         return 'Archive' not in self.arguments
 
 
+class Expected(t.NamedTuple):
+    """By what modules are likely to be run, see ``Likely``, and what their programs begin with."""
+
+    command_line: str
+    interpreters: tuple[str, ...]
+    beginning: bytes
+
+
 class Coming:
     """Archives of modules that a play's tasks are going to need, in their order, for all agents. Thread-safe."""
 
     def __init__(self) -> None:
         self._play = 0
         self._all: dict[str, bytes] = {}
+        self._by: Likely | None = None
+        self._beginning = b''
         self._lock = threading.Lock()
 
-    def add(self, program: bytes, play: int = 0) -> None:
-        """A module's program, of which only the archive counts. What has none as Ansible makes it, or comes when there are enough, is passed over.
+    def add(self, program: bytes, play: int = 0, by: Likely | None = None) -> None:
+        """A module's program, of which only the archive counts, and what is before it. What has none as Ansible makes it, or comes when there are enough,
 
-        ``play`` counts the run's plays: those of an earlier one are forgotten.
+        is passed over. ``play`` counts the run's plays: those of an earlier one are forgotten. ``by``: see ``expected``.
         """
         archive = find(program)
         if archive is None:
@@ -111,12 +123,21 @@ class Coming:
         with self._lock:
             if play > self._play:
                 self._play, self._all = play, {}
-            if play < self._play or checksum in self._all or len(self._all) >= COMING:
+            if play < self._play:
+                return
+            self._by, self._beginning = by, program[:archive.start]
+            if checksum in self._all or len(self._all) >= COMING:
                 return
         if _read(checksum, text)[1].files:
             with self._lock:
                 if play == self._play:
                     self._all[checksum] = text
+
+    @property
+    def expected(self) -> Expected | None:
+        """None: who knows."""
+        with self._lock:
+            return Expected(*self._by, self._beginning) if self._by is not None else None
 
     def all(self) -> list[tuple[str, bytes]]:
         """Their checksums and texts."""

@@ -14,17 +14,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import signal
+import types
 import typing as t
 
 import ansible.modules
 from ansible import constants as C
 from ansible.executor import module_common
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import module_loader
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import become_loader, connection_loader, get_shell_plugin, module_loader
 from ansible.template import Templar
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Likely
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 
 #: What actions run that are no modules of their own, or not alone.
@@ -43,6 +47,18 @@ NONE = frozenset((
 _BUILTIN = ('ansible.builtin.', 'ansible.legacy.')
 #: Where modules are of which is known that what they import does nothing but to define things: it may be imported on a target before they come.
 WELL_KNOWN = (os.path.join(next(iter(ansible.modules.__path__)), ''), os.path.join(os.path.dirname(os.path.dirname(__file__)), 'modules', ''))
+SSH = 'sojourn.deploy.ssh'
+#: Stands for the interpreter in a command line, for the agent.
+INTERPRETER = '@interpreter@'
+#: An interpreter that is no template, needs no quoting, and is not to be found out.
+PATH = re.compile(r'/[\w./+-]+', re.ASCII)
+#: Variables by which a host's commands are not those that its play says.
+OTHERWISE = frozenset(('ansible_become', 'ansible_become_method', 'ansible_become_user', 'ansible_become_flags', 'ansible_become_exe', 'ansible_become_pass',
+                       'ansible_become_password', 'ansible_shell_executable', 'ansible_shell_type'))
+#: The connection's options without which no interpreter is kept warm.
+NEEDED = ('warm_interpreter', 'pipelining')
+#: Hosts of a play that are looked at: their variables cost time, and most plays have one kind of connection.
+LOOKED_AT = 3
 #: Seconds after which it gives up, whatever holds it.
 LONGEST = 60
 
@@ -99,6 +115,7 @@ def _child(play: t.Any, bundle_copies: bool, parent: int, announce: int | None) 
     if compile_ast is not None:
         module_common._compile_module_ast = functools.lru_cache(maxsize=None)(compile_ast)
     templar = Templar(loader=DataLoader(), variables={})
+    by = likely(play) if announce is not None else None
     announced: list[bytes] = []
     for name, collections in modules(play, bundle_copies):
         if os.getppid() != parent:
@@ -110,7 +127,7 @@ def _child(play: t.Any, bundle_copies: bool, parent: int, announce: int | None) 
             announced.append(program)
             while announced:
                 with contextlib.suppress(SojournError):
-                    if not broker_client.announce_module(parent, announced[0], announce):
+                    if not broker_client.announce_module(parent, announced[0], announce, by):
                         break  # it is starting still
                 del announced[0]
 
@@ -137,16 +154,101 @@ def _names(action: str, bundle_copies: bool) -> t.Iterable[str]:
     return (action,)
 
 
-def _actions(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
+def likely(play: t.Any) -> Likely | None:
+    """By what the first of a play's first hosts that are reached by SSH of ours will run the play's first module; None: who knows."""
+    with contextlib.suppress(Exception):  # a guess: what it is not, the first module tells
+        task, plugin = _first_with_module(play), connection_loader.get(SSH, class_only=True)
+        variables = play.get_variable_manager()
+        for host in variables._inventory.get_hosts(play.hosts)[:LOOKED_AT] if task is not None else ():
+            found = variables.get_vars(play=play, host=host)
+            if str(found.get('ansible_connection') or play.connection) != SSH:
+                continue
+            interpreters = _interpreters(found)
+            if interpreters and not OTHERWISE & set(found) and all(
+                    C.config.get_config_value(option, plugin_type='connection', plugin_name=plugin._load_name, variables=found) for option in NEEDED):
+                return _command_line(interpreters, task, found.get('ansible_user') or task.remote_user)
+            break
+    return None
+
+
+def _first_with_module(play: t.Any) -> t.Any:
+    """What says as whom the first module of a play is run: its task, or the play itself, which gathers facts."""
     if play.gather_facts or play.gather_facts is None:
-        yield 'gather_facts', None
+        return play
+    return next((item for item in _tasks(play) if any(_names(item.action, False))), None)
+
+
+def _interpreters(variables: t.Mapping[str, t.Any]) -> tuple[str, ...]:
+    """As interpreter_discovery.py of ansible-core looks for them. None of them: it is a template, or a list of systems decides (up to 2.17)."""
+    wanted = str(variables.get('ansible_python_interpreter') or C.config.get_config_value('INTERPRETER_PYTHON', variables=variables))
+    if PATH.fullmatch(wanted):
+        return wanted,
+    if wanted not in ('auto', 'auto_silent') or '_INTERPRETER_PYTHON_DISTRO_MAP' in C.config.get_configuration_definitions():
+        return ()
+    return tuple(map(str, C.config.get_config_value('INTERPRETER_PYTHON_FALLBACK', variables=variables)))
+
+
+def _command_line(interpreters: tuple[str, ...], task: t.Any, remote_user: str | None) -> Likely | None:
+    """None: it depends on a password, or a template."""
+    shell = get_shell_plugin(executable=C.DEFAULT_EXECUTABLE)
+    become = become_loader.get(task.become_method or C.DEFAULT_BECOME_METHOD)
+    become.set_options(direct={'become_user': task.become_user} if task.become_user else None)
+    if not isinstance(task.become, (bool, type(None))) or task.become and become.get_option('become_pass'):
+        return None
+    connection = types.SimpleNamespace(
+        become=become if task.become else None, _shell=shell, transport=SSH, allow_executable=True, get_option=lambda unused_name: remote_user)
+    context = types.SimpleNamespace(executable=C.DEFAULT_EXECUTABLE, remote_user=remote_user)
+    command = shell.build_module_command('', f'#!{INTERPRETER}', '').strip()  # as ActionBase._execute_module has it
+    return Likely(_Asked(task, connection, context, None, None, None).command_line(command), interpreters)
+
+
+class _Asked(ActionBase):
+    """Tells what Ansible makes of a command, by its own code: that is not the same in all its versions."""
+
+    def command_line(self, command: str) -> str:
+        """What a connection gets for a command."""
+        said: list[str] = []
+
+        def execute(line: str, **unused: t.Any) -> t.NoReturn:
+            said.append(line)
+            raise InterruptedError
+
+        self._connection.exec_command = execute
+        with contextlib.suppress(InterruptedError):
+            self._low_level_execute_command(command, in_data=b'\n')
+        return said[0]
+
+    def run(self, tmp: t.Any = None, task_vars: t.Any = None) -> t.NoReturn:
+        """Of no use here."""
+        raise NotImplementedError
+
+
+def last_task(play: t.Any) -> str | None:
+    """The id of the task that a play ends with where nothing fails, as far as can be told beforehand; handlers, which may come after it, aside."""
+    last = None
+    with contextlib.suppress(Exception):  # a guess: whatever is wrong with a play, Ansible tells
+        for item in _tasks(play, rescue=False):
+            if item.action.rpartition('.')[2] != 'meta':
+                last = item._uuid
+    return last
+
+
+def _tasks(play: t.Any, *, rescue: bool = True) -> t.Iterator[t.Any]:
+    """Those that are written in a play and its roles, in their order; ``rescue``: whether those also that are for when something fails."""
     waiting = list(play.compile())
     while waiting:
         item = waiting.pop(0)
         if hasattr(item, 'block'):
-            waiting[:0] = [*item.block, *item.rescue, *item.always]
+            waiting[:0] = [*item.block, *(item.rescue if rescue else ()), *item.always]
         else:
-            yield item.action, item.collections
+            yield item
+
+
+def _actions(play: t.Any) -> t.Iterator[tuple[str, list[str] | None]]:
+    if play.gather_facts or play.gather_facts is None:
+        yield 'gather_facts', None
+    for item in _tasks(play):
+        yield item.action, item.collections
 
 
 def _pack(name: str, collections: list[str] | None, templar: Templar) -> tuple[str, bytes]:

@@ -19,6 +19,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import LOGIN_USER, Target
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_back import WayBack
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import REMOVE_SECONDS, AlreadyPlaced, Config, Ready, WayIn, name_of
 
 if t.TYPE_CHECKING:
@@ -52,6 +53,8 @@ GONE_SECONDS = 1.0
 RECONNECT_PAUSES = (0.5, 5.0)
 #: Seconds within which the guard of an agent that was killed has done its work, if it waits for no installation.
 GUARD_SECONDS = 10.0
+#: Seconds for an answer to a sign-in on a connection that was begun before it, after which another is begun.
+RETURN_SECONDS = 5.0
 #: Seconds beyond the lease for which a run's end waits for a target that is not there.
 RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
@@ -167,6 +170,8 @@ class Session:
         self._rule_left = False
         #: What the last removal came to.
         self._removal: dict[str, t.Any] = {}
+        #: What was begun for that beforehand.
+        self._way_back: WayBack | None = None
         #: Processes that are under way.
         self._jobs: set[Job] = set()
         #: Files that are on their way.
@@ -936,22 +941,30 @@ class Session:
             Terminal=arguments.get('terminal') or None)
         archive = module_archive.find(data) if data is not None and arguments.get('warm') else None
         try:
-            if data is None or archive is None:
-                return execute(Input=data)
-            result = self._start_module(channel, execute, data, archive, job)
+            result = self._start_module(channel, execute, data, archive, job) if data is not None and archive is not None else execute(Input=data)
         except BaseException:
             self._put_back_released(released)  # it may not have arrived; to release twice is no harm
             raise
-        if channel.archives.wanting(self._coming):
+        # Of a target that has not run any module, only who has foreseen by what it will can say that it is going to. Others than tasks say nothing.
+        expected = None if archive is not None else self._coming.expected
+        if (archive is not None or expected and arguments.get('may_outlive')) and channel.archives.wanting(self._coming):
             with contextlib.suppress(RuntimeError):  # no more threads: then modules bring their own
-                threading.Thread(target=self._send_ahead, args=(channel,), name=f'ahead {self.target.host}', daemon=True).start()
+                threading.Thread(target=self._send_ahead, args=(channel, expected), name=f'ahead {self.target.host}', daemon=True).start()
         return result
 
-    def _send_ahead(self, channel: channel_module.Channel) -> None:
-        """Thread: sends what modules to come will need, by a connection of its own: the next task is to find the other one free."""
+    def _send_ahead(self, channel: channel_module.Channel, expected: module_archive.Expected | None) -> None:
+        """Thread: sends what modules to come will need, by a connection of its own: the next task is to find the other one free.
+
+        ``expected``: where none has come yet, what an interpreter is made ready by.
+        """
         endpoint = channel.endpoint
         try:
             with contextlib.closing(self._open_channel(endpoint.peer, endpoint.fingerprint, tunnel=endpoint.tunnel)) as beside:
+                if expected is not None:
+                    beside.call(
+                        'PrepareInterpreter', patience=0, CommandLine=expected.command_line, Interpreter=list(expected.interpreters),
+                        Environment=[{'Name': name, 'Value': value} for name, value in self._environment.items()] or None,
+                        User=self._user(LOGIN_USER), Beginning=expected.beginning)
                 for order in channel.archives.ahead(self._coming):
                     if self._channel is not channel or self._ended.is_set():
                         break
@@ -1036,6 +1049,15 @@ class Session:
             return self._clear_debris(report)
         # One that a task had begun, and whose caller did not live to hear of it, is this run's end as well.
         return self._removal if not result['changed'] and self._removal is not earlier else result
+
+    def expect_end(self) -> None:
+        """The run's last task has begun: by its end the way in has come as far as a sign-in, if what is there bears with that."""
+        if not self.live or self._other is not None or self._tunnel is not None or self._ended.is_set():
+            return  # a tunnel's way in may lead over others, where one signs in
+        if self._way_back is None or not self._way_back.there:
+            way_in = make_way_in(self._proven or self.target, self.run)
+            if way_in.bears_waiting:
+                self._way_back = WayBack(way_in)
 
     def _await_jobs(self, report: Report) -> bool:
         """Waits for installations. Meanwhile a new run of this user may take the session over: False where it has."""
@@ -1164,12 +1186,8 @@ class Session:
         def connect() -> None:
             # What got the agent in gets in again; unless the run itself has changed the password since.
             for target in dict.fromkeys((self._proven or self.target, self.target)):
-                way_in = make_way_in(target, self.run)
-                reached.append(way_in)
-                if target is self._proven:
-                    way_in.remind(self._rights)
                 try:
-                    way_in.connect()
+                    self._return(target, reached)
                     failure.clear()
                     return
                 except SojournError as error:
@@ -1213,6 +1231,31 @@ class Session:
             removed.append(f"firewall rule {self._info['firewall_rule']}")
         log.info('%s: removed', self.target.host)
         return {'changed': True, 'removed': removed}
+
+    def _return(self, target: Target, reached: list[WayIn]) -> None:
+        """Signs in once more; by what was begun for that, where there is such. What is to be released is added to ``reached``. Raises SojournError."""
+        def known(way_in: WayIn) -> WayIn:
+            reached.append(way_in)
+            if target is self._proven:
+                way_in.remind(self._rights)
+            return way_in
+
+        begun, self._way_back = self._way_back, None
+        way_in = begun.take() if begun is not None else None
+        if way_in is not None and way_in.target is target:
+            try:
+                known(way_in).admit()
+                way_in.hurry(RETURN_SECONDS)
+                way_in.sign_in()
+                return
+            except SojournError as error:
+                # It may have ended unnoticed, by whoever is on the way; and one that ends now looks like one that was refused.
+                if error.code not in NOT_THERE and not (error.code == 'SD-301' and not way_in.alive):
+                    raise
+                log.info('%s: what was begun beforehand has ended: %s', self.target.host, error)
+        elif way_in is not None:
+            reached.append(way_in)
+        known(make_way_in(target, self.run)).connect()
 
     def _is_rule(self, error: SojournError | None) -> bool:
         """Whether it says that the run's firewall rule could not be removed."""

@@ -405,6 +405,8 @@ class Client:
         self._socket: socket.socket | None = None
         #: Whether a round trip is short: then little needs to be on its way.
         self.near = False
+        #: Seconds that the other end may take to answer at the sign-in.
+        self.answer_seconds = ANSWER_SECONDS
 
     def begin(self, connection: t.Any, timeout: float, known: t.Sequence[KnownKey]) -> t.Any:
         """Exchanges keys; returns the host's key, which the caller has to judge by ``check_host_key`` before it goes on.
@@ -416,7 +418,6 @@ class Client:
         self._transport = transport
         transport.banner_timeout = timeout
         transport.handshake_timeout = max(timeout, ANSWER_SECONDS)
-        transport.auth_timeout = ANSWER_SECONDS
         options = transport.get_security_options()
         # AES-GCM is several times as fast as the counter mode and its separate MAC.
         options.ciphers = sorted(options.ciphers, key=lambda name: 'gcm' not in name)
@@ -477,8 +478,9 @@ class Client:
                 methods: t.Container[str] = ('publickey', 'password', 'keyboard-interactive')) -> str:
         """Signs in with what ``credentials`` gives, as many steps as the host wants; returns with what. Raises SignInRefused.
 
-        ``methods``: those that may be used at all.
+        ``methods``: those that may be used at all. Raises TimeoutError where there is no answer: nobody has refused anything.
         """
+        self._transport.auth_timeout = self.answer_seconds
         tried: list[str] = []
         used: list[str] = []
         held: list[Credential] = []  # what the host does not take now may be what it wants next
@@ -503,6 +505,7 @@ class Client:
 
         while (credential := following()) is not None:
             tried.append(credential.what)
+            began = time.monotonic()
             try:
                 further = self._try(user, credential, password, reasons)
             except ssh_exception.BadAuthenticationType as error:
@@ -511,6 +514,8 @@ class Client:
                 held.append(credential)
                 continue
             except ssh_exception.AuthenticationException:
+                if time.monotonic() - began >= self.answer_seconds:
+                    raise TimeoutError('no answer to the sign-in') from None
                 if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
                     reasons.append('the target ended the connection after these')
                     break

@@ -214,6 +214,8 @@ class WayIn(abc.ABC):
     service: t.ClassVar[str] = ''
     #: Whether its connection can carry the channel: see ``open_stream``.
     tunnels: t.ClassVar[bool] = True
+    #: Whether what is behind the port bears with who has reached it and signs in only later, and ends it by itself where that does not come.
+    bears_waiting: t.ClassVar[bool] = False
 
     def __init__(self, target: Target, run: str) -> None:
         self.target = target
@@ -320,6 +322,9 @@ class WayIn(abc.ABC):
     def sign_in(self) -> None:
         """Signs in. Raises SD-205, 3xx, SD-401."""
         raise NotImplementedError
+
+    def hurry(self, seconds: float) -> None:  # noqa: B027  only what bears waiting can have ended unnoticed
+        """For who has another one: how long a sign-in may be unanswered."""
 
     # Diagnosis
 

@@ -256,6 +256,7 @@ class SshWayIn(WayIn):
     """See ``WayIn``. One SSH connection to the target, and one to each jump host on the way."""
 
     service = 'SSH'
+    bears_waiting = True  # for sshd's LoginGraceTime
     #: What the next target is taken for until it has said otherwise: as the last one, by whichever thread. As uname has it.
     likely = 'x86_64'
 
@@ -500,6 +501,10 @@ class SshWayIn(WayIn):
             except OSError as error:
                 raise self.error('SD-709', path=path, detail=error.strerror or error) from None
         self._new_keys = []
+
+    def hurry(self, seconds: float) -> None:
+        """See ``WayIn``."""
+        self._client.answer_seconds = seconds
 
     def sign_in(self) -> None:
         """With what ``credentials`` tells, one after the other."""

@@ -1,4 +1,4 @@
-"""Modules that go to a target ahead of their tasks: they are there, for who runs modules only, and come to the same results."""
+"""Modules that go to a target ahead of their tasks, and the interpreter that they need: they are there, for who runs modules only, and come to the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ pytestmark = pytest.mark.leaves("files: /root/.ansible*", "files: /home/*/.ansib
 
 #: Interpreters of the agent's: one that others are forked from, what they all import, and a template for each archive, with at most one process that waits.
 COUNT = 'n=0; for p in $(grep -l /sojourn- /proc/[0-9]*/cgroup | cut -d/ -f3); do case $(readlink /proc/$p/exe) in *python*) n=$((n+1));; esac; done; echo $n'
+#: Of these, those that nothing else of Python's has begun.
+BEGUN = COUNT.replace("*python*)", "*python*) case $(readlink /proc/$(grep PPid: /proc/$p/status | cut -f2)/exe) in *python*) continue;; esac;")
 NEVER = ("slurp", "find", "getent", "lineinfile", "replace")
 
 
-def count(name: str, least: int = 0) -> dict[str, Any]:
-    return {"name": name, "ansible.builtin.raw": COUNT, "register": "counted", "until": f"counted.stdout | int >= {least}", "retries": 60, "delay": 1}
+def count(name: str, least: int = 0, what: str = COUNT) -> dict[str, Any]:
+    return {"name": name, "ansible.builtin.raw": what, "register": "counted", "until": f"counted.stdout | int >= {least}", "retries": 60, "delay": 1}
 
 
 @pytest.mark.xdist_group("controllers")
@@ -46,3 +48,28 @@ def test_modules_are_there_ahead_of_their_tasks(controller: Controller, linux_ta
         assert (int(played["linux1", "after"]["stdout"]) >= 4 + len(NEVER)) == ahead
         results.append([{key: value for key, value in played["linux1", name].items() if key not in ("diff", "invocation")} for name in NEVER])
     assert results[0] == results[1]
+
+
+@pytest.mark.xdist_group("controllers")
+@pytest.mark.parametrize(
+    ("login", "become", "explicit", "other"),
+    [("root", False, True, None), ("operator", True, True, None), ("operator", False, False, None), ("root", False, True, OLDEST),
+     ("operator", True, False, NEWEST)],
+    ids=["root", "sudo", "found out", "oldest", "newest, sudo, found out"],
+)  # fmt: skip
+def test_the_interpreter_is_there_before_the_first_module(
+    controller: Controller, linux_target: Any, tmp_path: Path, login: str, become: bool, explicit: bool, other: Other | None,
+) -> None:  # fmt: skip
+    """After the first command of any kind; and it is the one by which modules are run then."""
+    environment = {"ANSIBLE_HOME": f"{tmp_path}/home", "ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle"}
+    environment |= other.environment() if other else {}
+    words = tmp_path / "variables.json"
+    variables = {"ansible_user": login, "ansible_password": linux_target.password(login)}
+    words.write_text(json.dumps(variables | ({"ansible_python_interpreter": "/usr/bin/python3"} if explicit else {})))
+    tasks = [count("templates", 3), count("before", what=BEGUN),
+             *({"name": f"command {number}", "ansible.builtin.command": "id -un"} for number in range(2)), count("after", what=BEGUN)]  # fmt: skip
+    tasks = [{"name": "first", "ansible.builtin.raw": "true"}, *({**task, "become": become} for task in tasks)]
+    played = play(controller, tmp_path, tasks, "-e", f"@{words}", environment=environment).well()
+    assert played["linux1", "before"]["stdout"].strip() == "1"
+    assert played["linux1", "command 1"]["stdout"] == ("root" if become else login)
+    assert played["linux1", "after"]["stdout"].strip() == "1", "modules came with another command line than foreseen"

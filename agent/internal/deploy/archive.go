@@ -21,6 +21,8 @@ const (
 	// maximumParts and maximumPart bound the parts of an archive, and what is said of each, in bytes.
 	maximumParts = 4096
 	maximumPart  = 96
+	// maximumInterpreters bounds those that are looked for.
+	maximumInterpreters = 64
 )
 
 // withArchive puts a module's archive, which came with another, or whose parts did, back into its program; it gives that as well.
@@ -69,6 +71,23 @@ func (d *Deployment) keepArchive(c *call, r *KeepArchive) (*KeepArchiveResponse,
 	}
 	d.processes.PrepareArchive(text)
 	return &KeepArchiveResponse{}, nil
+}
+
+// prepareInterpreter has an interpreter ready for modules that are yet to come.
+func (d *Deployment) prepareInterpreter(c *call, r *PrepareInterpreter) (*PrepareInterpreterResponse, error) {
+	beginning, err := c.bytes(r.Beginning, maximumBefore)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Interpreter) > maximumInterpreters {
+		return nil, badRequest("Interpreter has more than " + strconv.Itoa(maximumInterpreters) + " names")
+	}
+	request := &process.Request{CommandLine: r.CommandLine, User: given(r.User)}
+	for _, v := range r.Environment {
+		request.Environment = append(request.Environment, process.Variable(v))
+	}
+	d.processes.PrepareInterpreter(request, r.Interpreter, beginning)
+	return &PrepareInterpreterResponse{}, nil
 }
 
 // archiveOf gives the text of an archive, by its hash, that comes in parts.

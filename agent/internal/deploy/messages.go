@@ -147,6 +147,15 @@ type (
 	}
 	KeepArchiveResponse struct{}
 
+	PrepareInterpreter struct {
+		CommandLine string
+		Interpreter []string
+		Environment []Variable
+		User        *string
+		Beginning   soap.Received
+	}
+	PrepareInterpreterResponse struct{}
+
 	ListExecutions         struct{}
 	ListExecutionsResponse struct{ Execution []ExecutionStatus }
 

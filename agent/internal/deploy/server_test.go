@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -382,6 +383,27 @@ func TestAnArchiveComesAhead(t *testing.T) {
 	} {
 		if got := s.fault(t, "text/xml", envelope("KeepArchive", body)); !strings.HasPrefix(got, "s:Client SD-504 ") || !strings.Contains(got, want) {
 			t.Error(got)
+		}
+	}
+}
+
+// TestAnInterpreterIsMadeReady has one, or none, made ready: neither is a fault.
+func TestAnInterpreterIsMadeReady(t *testing.T) {
+	s := serve(t)
+	ask := func(commandLine, more, beginning string) string {
+		return fmt.Sprintf("<CommandLine>%s</CommandLine><Interpreter>/no/such</Interpreter><Interpreter>sh</Interpreter>%s<Beginning>%s</Beginning>", commandLine, more, base64.StdEncoding.EncodeToString([]byte(beginning)))
+	}
+	mark := filepath.Join(t.TempDir(), "begun")
+	s.call(t, "PrepareInterpreter", ask("echo $A @interpreter@ &gt;"+mark, "<Environment><Name>A</Name><Value>b</Value></Environment>", "x"))
+	if runtime.GOOS == "linux" {
+		if text, err := os.ReadFile(mark); !strings.HasPrefix(string(text), "b /") || !strings.HasSuffix(string(text), "/sh\n") {
+			t.Errorf("it was begun with %q, %v", text, err)
+		}
+	}
+	s.call(t, "PrepareInterpreter", ask("true", "<User>nobody of that name</User>", ""))
+	for want, body := range map[string]string{"too long": ask("true", "", strings.Repeat("x", 1<<20+1)), "Beginning": "<CommandLine>true</CommandLine>", "64 names": ask("true", strings.Repeat("<Interpreter>x</Interpreter>", 63), "")} {
+		if got := s.fault(t, "text/xml", envelope("PrepareInterpreter", body)); !strings.HasPrefix(got, "s:Client ") || !strings.Contains(got, want) {
+			t.Error(got[:min(len(got), 300)])
 		}
 	}
 }

@@ -78,7 +78,7 @@ func messages() map[string]reflect.Type {
 		}
 	}
 	for _, answer := range []any{
-		GetInfoResponse{}, RenewLeaseResponse{}, ExecuteResponse{}, KeepArchiveResponse{}, ListExecutionsResponse{}, ReadOutputResponse{}, WriteInputResponse{}, SignalResponse{},
+		GetInfoResponse{}, RenewLeaseResponse{}, ExecuteResponse{}, KeepArchiveResponse{}, PrepareInterpreterResponse{}, ListExecutionsResponse{}, ReadOutputResponse{}, WriteInputResponse{}, SignalResponse{},
 		ReleaseResponse{}, PutFileResponse{}, GetFileResponse{}, StatResponse{}, RemoveResponse{}, ExtractResponse{},
 		QueryPackagesResponse{}, OpenPortResponse{}, ClosePortResponse{}, ListPortsResponse{}, RemoveLeftoversResponse{}, ShutdownResponse{},
 	} {

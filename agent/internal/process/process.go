@@ -161,6 +161,13 @@ func (t *Table) PrepareArchive(text []byte) {
 	go t.warm.prepare(t.warm.remember(text))
 }
 
+// PrepareInterpreter has an interpreter kept warm for modules that are yet to come with such a request, in whose command line "@interpreter@" stands for
+// the first of these programs, names or paths, that is there. Beginning is what a module's program has before the statement that its archive is in. It
+// returns once that is there, or cannot be.
+func (t *Table) PrepareInterpreter(r *Request, interpreters []string, beginning []byte) {
+	t.warm.ready(r, interpreters, beginning)
+}
+
 // Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.
 func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	if r.Handle == "" {

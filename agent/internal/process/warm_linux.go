@@ -88,7 +88,7 @@ type interpreter struct {
 	waiting sync.Mutex
 	spares  map[string]*spare // by hash of the zip
 	closed  bool              // there are to be no spares any more
-	before  []byte            // the beginning of a program, as in beginningOf; nil: none has been run
+	before  []byte            // the beginning of a program, as in beginningOf; nil: none is known
 }
 
 // spare is a process that waits to be told what it is to run.
@@ -184,6 +184,48 @@ func (w *warmer) prepare(hash string) {
 	if last != nil && archive != nil {
 		last.learn(hash, archive)
 	}
+}
+
+// ready has an interpreter ready for a command line by which modules are going to be run, whose programs have this beginning: the first of those named that
+// is there. Where none can be had, there is none.
+func (w *warmer) ready(r *Request, interpreters []string, beginning []byte) {
+	s, err := settle(r)
+	if err != nil {
+		return
+	}
+	path := s.first(interpreters)
+	if path == "" {
+		return
+	}
+	for n := range s.arguments {
+		s.arguments[n] = strings.ReplaceAll(s.arguments[n], interpreterMark, path)
+	}
+	if i := w.interpreter(s.key(), s); i != nil {
+		i.begins(beginning)
+	}
+}
+
+// interpreterMark stands for the interpreter in a command line of which it is not known yet.
+const interpreterMark = "@interpreter@"
+
+// plainPath is one that no shell sees anything in.
+var plainPath = regexp.MustCompile(`^/[0-9A-Za-z_./+-]+$`)
+
+// first is where the first of these programs is that there are; "": there is none, or none whose path can be written into a command line.
+func (s *setting) first(programs []string) string {
+	for _, name := range programs {
+		path, err := lookPath(name, s.directory, s.environment)
+		if err != nil {
+			continue
+		}
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			if plainPath.MatchString(path) {
+				return path
+			}
+			return ""
+		}
+	}
+	return ""
 }
 
 func (w *warmer) archive(hash string) []byte {
@@ -505,12 +547,17 @@ func (i *interpreter) run(name string, before, archive []byte, directory string,
 		}
 	}
 	t.next = func() { i.prepare(name) }
+	i.begins(before)
+	return t, false
+}
+
+// begins keeps what programs begin with, of one of them.
+func (i *interpreter) begins(before []byte) {
 	i.waiting.Lock()
+	defer i.waiting.Unlock()
 	if i.before == nil {
 		i.before = beginningOf(before)
 	}
-	i.waiting.Unlock()
-	return t, false
 }
 
 // take gives the process that waits to run a zip; nil: there is none.

@@ -403,6 +403,67 @@ func TestWarmImportsAhead(t *testing.T) {
 	}
 }
 
+// TestWarmIsReadyBeforeAnyModule has an interpreter made for a command line that is yet to come, and what modules will import imported by it.
+func TestWarmIsReadyBeforeAnyModule(t *testing.T) {
+	known := warmProgram
+	warmProgram = bytes.Replace(known, []byte("ROOMY = 1 << 30"), []byte("ROOMY = 0"), 1)
+	t.Cleanup(func() { warmProgram = known })
+	w := newWarming(t)
+	folder := t.TempDir()
+	text := program(t, "from ansible.module_utils import helper\nimport os\nprint(os.environ.get('A'), os.getppid())", "a secret", map[string]string{
+		"ansible/module_utils/helper.py": fmt.Sprintf("import os\nwith open(%q, 'a') as file:\n    file.write('made ')\n", filepath.Join(folder, "made"))})
+	before, archive := archiveIn([]byte(text), nil)
+	request := func() *Request {
+		return &Request{CommandLine: "/bin/sh -c '" + python(t) + "'", Environment: []Variable{{"A", "b"}}}
+	}
+	likely := func(commandLine string) *Request {
+		return &Request{CommandLine: commandLine, Environment: request().Environment}
+	}
+	odd := filepath.Join(folder, "python;true")
+	if err := os.Symlink(python(t), odd); err != nil {
+		t.Fatal(err)
+	}
+	there := []string{"no-such-python", "/no/such/python", folder, python(t), odd}
+	w.table.PrepareInterpreter(likely("/bin/sh -c 'exit 1 @interpreter@'"), there, before)
+	w.table.PrepareInterpreter(&Request{CommandLine: "@interpreter@", User: "nobody of that name"}, there, before)
+	w.table.PrepareInterpreter(likely("/bin/sh -c '@interpreter@'"), nil, before)
+	w.table.PrepareInterpreter(likely("/bin/sh -c '@interpreter@'"), there[:3], before)
+	w.table.PrepareInterpreter(likely("/bin/sh -c '@interpreter@'"), there[4:], before)
+	if n := len(w.table.warm.interpreters); n != 0 {
+		t.Fatalf("%d of what is none", n)
+	}
+	for range 2 { // to do it again is no harm
+		w.table.PrepareInterpreter(likely("/bin/sh -c '@interpreter@'"), there, before)
+	}
+	var first *interpreter
+	for _, i := range w.table.warm.interpreters {
+		first = i
+	}
+	if len(w.table.warm.interpreters) != 1 || !bytes.HasSuffix(first.before, beginningMark) || bytes.Contains(first.before, []byte("secret")) {
+		t.Fatalf("%d interpreters; for others it keeps %q", len(w.table.warm.interpreters), first.before)
+	}
+	w.table.warm.prepare(w.table.warm.remember(archive))
+	made, err := os.ReadFile(filepath.Join(folder, "made"))
+	if err != nil || string(made) != "made " {
+		t.Fatalf("%q, %v", made, err)
+	}
+	for range 2 {
+		p := w.start(true, text, func(r *Request) { r.Environment = request().Environment })
+		s := p.Await(t.Context(), long, nil)
+		if got := output(t, p, s); !s.Ended || s.ExitCode != 0 || !strings.HasPrefix(got[0], "b ") {
+			t.Errorf("%d, %q", s.ExitCode, got)
+		}
+	}
+	if made, _ := os.ReadFile(filepath.Join(folder, "made")); string(made) != "made " || len(w.table.warm.interpreters) != 1 || w.table.warm.interpreters[slices.Collect(maps.Keys(w.table.warm.interpreters))[0]] != first {
+		t.Errorf("%q by %d interpreters: it was ready for another command line", made, len(w.table.warm.interpreters))
+	}
+	w.table.End()
+	w.table.PrepareInterpreter(likely("/bin/sh -c '@interpreter@'"), there, before)
+	if n := len(w.table.warm.interpreters); n != 0 {
+		t.Errorf("%d after the end", n)
+	}
+}
+
 // TestWarmKeepsEffectsOut has module_utils do what must happen in each process anew.
 func TestWarmKeepsEffectsOut(t *testing.T) {
 	for name, effect := range map[string]string{

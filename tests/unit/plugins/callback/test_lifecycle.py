@@ -124,12 +124,12 @@ for name in ("ssh", "smb", "winrm"):
     full = f"ansible_collections.sojourn.deploy.plugins.connection.{name}"
     assert full in sys.modules and C.config.has_configuration_definition("connection", full)
 tasks = [N(action="ansible.builtin.find", collections=None)]
-callback.v2_playbook_on_play_start(N(gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])]))
+callback.v2_playbook_on_play_start(N(_uuid="1", gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])]))
 assert "command" in module_loader._plugin_path_cache[".py"], "it was looked for, so that workers need not"
 pid, = callback._packing
 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 assert [name for name in os.listdir(sys.argv[1] + "/ansiballz_cache") if name.startswith("ansible.modules.find-")]
-callback.v2_playbook_on_play_start(N(gather_facts=False, compile=lambda: os.read(os.pipe()[0], 1)))
+callback.v2_playbook_on_play_start(N(_uuid="2", gather_facts=False, compile=lambda: os.read(os.pipe()[0], 1)))
 assert len(callback._packing) == 1 and callback._packing[0] != pid, "the first has been waited for"
 last, = callback._packing
 callback.v2_playbook_on_stats(None)
@@ -191,3 +191,73 @@ def test_the_broker_is_started_with_a_play_that_needs_it(tmp_path: Path, state_h
     # Other runs have theirs.
     assert re.findall(rf"broker_start\.py --folder \S+ --owner {process.pid} .*?--load (\w+)", output)[:1] == ([wanted] if wanted else [])
     assert "CLEAN-UP" not in output and "lifecycle" not in errors, output + errors
+
+
+# What the broker would be told goes to the output, where the tasks are.
+HEARS = """
+DOCUMENTATION = "{name: hears, type: aggregate, short_description: x, description: x}"
+from ansible.plugins.callback import CallbackBase
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
+
+class CallbackModule(CallbackBase):
+    CALLBACK_VERSION, CALLBACK_TYPE, CALLBACK_NAME = 2.0, "aggregate", "hears"
+
+    def __init__(self):
+        super().__init__()
+        broker_client.expect_end = lambda owner: self._display.display(f"TASK [the end, {owner}]")
+"""
+ROLE = "[{name: of the role, debug: {msg: x}, changed_when: true, notify: handler}]"
+PLAIN = "- {hosts: all, gather_facts: false, tasks: [{name: one, debug: {msg: x}}, {name: two, debug: {msg: x}}]}\n"
+PARTS = """
+- hosts: all
+  gather_facts: false
+  pre_tasks: [{name: pre, debug: {msg: x}}]
+  roles: [role]
+  tasks: [{name: task, debug: {msg: x}}]
+  handlers: [{name: handler, debug: {msg: x}}]
+"""
+POST = PARTS + """
+  post_tasks:
+    - block:
+        - {name: in the block, fail: {msg: x}}
+      rescue:
+        - {name: in the rescue, debug: {msg: x}}
+      always:
+        - {name: always, debug: {msg: x}, changed_when: true, notify: handler}
+    - meta: noop
+"""
+SERIAL = PLAIN.replace("gather_facts", "serial: 1, gather_facts")
+
+
+@pytest.mark.parametrize(
+    ("playbooks", "seen"),
+    [
+        ([PLAIN + PLAIN], ["one", "two", "one", "two", "END"]),
+        ([PLAIN + PARTS], ["one", "two", "pre", "role : of the role", "task", "END", "handler"]),
+        ([PLAIN + POST], ["one", "two", "pre", "role : of the role", "task", "handler", "in the block", "in the rescue", "always", "END", "handler"]),
+        ([SERIAL], ["one", "two", "one", "two"]),
+        ([SERIAL + PLAIN], ["one", "two", "one", "two", "one", "two", "END"]),
+        ([PLAIN + SERIAL], ["one", "two", "one", "two", "one", "two"]),
+        ([PLAIN, PLAIN], ["one", "two", "END", "one", "two", "END"]),
+        ([PLAIN + PLAIN.replace("debug", "when: false, debug")], ["one", "two", "one", "two", "END"]),
+    ],
+    ids=["two plays", "handlers", "parts", "serial", "serial first", "serial last", "two playbooks", "skipped"],
+)
+def test_the_end_is_expected_when_the_last_task_begins(tmp_path: Path, state_home: Path, playbooks: list[str], seen: list[str]) -> None:
+    """Once, however many hosts there are; a play that takes its hosts in turns begins its last task again and again."""
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks/hears.py").write_text(HEARS)
+    (tmp_path / "roles/role/tasks").mkdir(parents=True)
+    (tmp_path / "roles/role/tasks/main.yml").write_text(ROLE)
+    (tmp_path / "hosts.yml").write_text("all: {hosts: {web1: {}, web2: {}}, vars: {ansible_connection: local}}")
+    paths = [tmp_path / f"play{number}.yml" for number in range(len(playbooks))]
+    for path, text in zip(paths, playbooks, strict=True):
+        path.write_text(text)
+    environment = {"ANSIBLE_CALLBACKS_ENABLED": "hears,sojourn.deploy.lifecycle", "ANSIBLE_CALLBACK_PLUGINS": str(tmp_path / "callbacks")}
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts.yml", *paths], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, **environment})
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "lifecycle" not in errors, output + errors
+    told = re.findall(r"^(?:TASK|RUNNING HANDLER) \[(.*)\]", output, re.MULTILINE)
+    assert ["END" if name == f"the end, {process.pid}" else name for name in told if name != "meta"] == seen

@@ -177,6 +177,32 @@ def test_a_module_is_announced_where_there_is_a_broker(run: Run) -> None:
         assert broker_client.announce_module(run.process.pid, b"x" * (2 * wire.CHUNK + 1), 1)
 
 
+def test_a_broker_is_told_that_the_end_is_near(run: Run) -> None:
+    """With nothing else to do it stays there, and says that it is well."""
+    with run.connect() as connection:
+        wire.send_frame(connection, {"version": wire.PROTOCOL_VERSION, "call": "expect_end", "arguments": {}, "payload": 0})
+        assert wire.receive_frame(connection) == ({"result": None}, b"")
+    (pid,) = run.brokers()
+    broker_client.expect_end(run.process.pid)
+    assert Agent(target(), run.process.pid).present() is False and run.brokers() == [pid]
+
+
+@pytest.mark.parametrize("there_was", ["none", "one that was killed", "the run's"])
+def test_where_no_broker_is_nobody_is_told(run: Run, there_was: str) -> None:
+    """Nothing is started for it, and nothing is wrong."""
+    if there_was == "one that was killed":
+        run.connect().close()
+        (pid,) = run.brokers()
+        os.kill(pid, signal.SIGKILL)
+        wait_end(pid, 10)
+        assert (run.folder / "socket").exists()
+    elif there_was == "the run's":
+        run.process.kill()
+        run.process.wait()
+    broker_client.expect_end(run.process.pid)
+    assert run.brokers() == [] and run.folder.exists() == (there_was == "one that was killed")
+
+
 def test_not_started_early_where_another_starts_one(run: Run) -> None:
     lock = broker_client._lock(str(run.folder))
     try:
@@ -388,6 +414,30 @@ def test_modules_are_announced_to_all_sessions(tmp_path: Path) -> None:
         listener.join(60)
     after = made.session(target(way_in="winrm"))
     assert [content for unused, content in before._coming.all()] == [content for unused, content in after._coming.all()] == [text]
+
+
+class NearTheEnd:
+    """A session that is told so."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def expect_end(self) -> None:
+        self.told += 1
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, 0), (1, 1), (broker.MOST_EXPECTED, 1), (broker.MOST_EXPECTED + 1, 0)])
+def test_the_end_is_expected_of_all_targets_or_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, told: int) -> None:
+    """Nobody waits for the answer."""
+    made = broker_in(tmp_path / "b")
+    sessions = [NearTheEnd() for unused in range(count)]
+    made._sessions = {str(number): session for number, session in enumerate(sessions)}
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(broker_client, "connect", lambda *unused, **unused_more: ours)
+    broker_client.expect_end(os.getpid())
+    assert ours.fileno() == -1
+    made._client(theirs)
+    assert [session.told for session in sessions] == [told] * count
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_archive
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Likely
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.module_archive import Archives, Coming
 
@@ -316,3 +317,16 @@ def test_what_is_no_module_does_not_go_ahead(text: bytes) -> None:
     to_come = Coming()
     to_come.add(text)
     assert not to_come.all()
+
+
+def test_what_modules_are_run_by_is_of_the_play_that_is_on() -> None:
+    to_come, program, by = Coming(), module("stat"), Likely("/bin/sh -c @interpreter@", ("python3",))
+    assert to_come.expected is None
+    to_come.add(program, 1, by)
+    assert to_come.expected == (*by, program[: program.index(b"UEsDB")])
+    to_come.add(b"no module", 2, Likely("another", ()))
+    assert to_come.expected is not None and to_come.expected[:2] == by
+    to_come.add(program, 2)
+    assert to_come.expected is None
+    to_come.add(program, 1, by)
+    assert to_come.expected is None, "an earlier play's came late"

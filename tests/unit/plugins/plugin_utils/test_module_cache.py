@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +20,8 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
 from tests.conftest import COLLECTIONS
 
 
-def task(action: str) -> SimpleNamespace:
-    return SimpleNamespace(action=action, collections=None)
+def task(action: str, uuid: str = "") -> SimpleNamespace:
+    return SimpleNamespace(action=action, collections=None, _uuid=uuid)
 
 
 def play(*items: Any, facts: bool = False) -> Any:
@@ -52,6 +54,111 @@ def test_what_a_play_runs_is_known_beforehand() -> None:
     assert [name for name, unused in module_cache.modules(play(block(task("ansible.builtin.template"), task("ping"))), bundle_copies=True)] == [*ours, "ping"]
 
 
+@pytest.mark.parametrize(
+    ("items", "last"),
+    [
+        ([block(task("debug", "a"), task("copy", "b"))], "b"),
+        ([block(task("debug", "a")), block(task("copy", "b"))], "b"),
+        ([block(task("debug", "a"), block(task("copy", "b"), rescue=[task("copy", "c")], always=[task("raw", "d"), task("raw", "e")]))], "e"),
+        ([block(task("debug", "a"), rescue=[task("copy", "b")])], "a"),
+        ([block(task("debug", "a"), block(task("raw", "b")), task("copy", "c"), always=[block()])], "c"),
+        ([block(task("debug", "a"), task("meta", "b")), block(task("ansible.builtin.meta", "c"))], "a"),
+        ([block(task("meta", "a"))], None),
+        ([block()], None),
+        ([], None),
+    ],
+    ids=["a block", "blocks", "always", "rescue", "nested", "meta", "only meta", "empty", "nothing"],
+)
+def test_the_task_that_a_play_ends_with(items: list[Any], last: str | None) -> None:
+    assert module_cache.last_task(play(*items, facts=True)) == last
+
+
+def test_of_a_play_that_is_wrong_nobody_knows_the_last_task() -> None:
+    def bad() -> Any:
+        raise ValueError("not a play")
+
+    assert module_cache.last_task(SimpleNamespace(compile=bad)) is None
+
+
+LIKELY = """
+import json, os, sys
+from ansible import constants as C
+from ansible.plugins.loader import init_plugin_loader
+init_plugin_loader()
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.playbook.play import Play
+from ansible.vars.manager import VariableManager
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
+host, play = json.load(sys.stdin)
+loader = DataLoader()
+inventory = InventoryManager(loader, sources=['one,two,'])
+for name, value in {'ansible_connection': 'sojourn.deploy.ssh', **host}.items():
+    inventory.get_host('one').set_variable(name, value)
+inventory.get_host('two').set_variable('ansible_connection', 'sojourn.deploy.ssh')
+variables = VariableManager(loader, inventory)
+made = Play.load({'hosts': 'all', **play}, variable_manager=variables, loader=loader)
+print(json.dumps(module_cache.likely(made)))
+"""
+PYTHON = {"ansible_python_interpreter": "/usr/bin/python3.9"}
+FIRST: dict[str, Any] = {"gather_facts": False, "tasks": [{"raw": "true"}, {"command": "true"}]}
+
+
+def likely(tmp_path: Path, host: dict[str, Any], play: dict[str, Any], **variables: str) -> Any:
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home"), **variables}
+    done = subprocess.run([sys.executable, "-c", LIKELY], env=environment, input=json.dumps([host, play]), capture_output=True, text=True, check=True)
+    return json.loads(re.sub("BECOME-SUCCESS-[a-z]+", "BECOME-SUCCESS-x", done.stdout).replace(" && sleep 0", ""))  # of which newer ones do without
+
+
+def test_by_what_modules_will_be_run_is_known_beforehand(tmp_path: Path) -> None:
+    """That it is what Ansible says then, test_modules_ahead shows."""
+    python = ["/usr/bin/python3.9"]
+    plain = "/bin/sh -c '@interpreter@'"
+    sudo = "/bin/sh -c 'sudo -H -S -n  -u {} /bin/sh -c '\"'\"'echo BECOME-SUCCESS-x ; @interpreter@'\"'\"''"
+    assert likely(tmp_path, PYTHON, FIRST) == [plain, python]
+    assert likely(tmp_path, PYTHON, {**FIRST, "become": True}) == [sudo.format("root"), python]
+    assert likely(tmp_path, PYTHON, {**FIRST, "become": True, "become_user": "other"}) == [sudo.format("other"), python]
+    assert likely(tmp_path, {**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True}) == [plain, python], "as whom it is anyway"
+    assert likely(tmp_path, PYTHON, {"gather_facts": False, "tasks": [{"raw": "true", "become": True}, {"command": "true"}]}) == [plain, python]
+    assert likely(tmp_path, PYTHON, {"become": True, "tasks": [{"command": "true", "become": False}]}) == [sudo.format("root"), python], "the facts come first"
+    assert likely(tmp_path, {}, FIRST, ANSIBLE_PYTHON_INTERPRETER=python[0]) == [plain, python]
+    assert likely(tmp_path, {"ansible_connection": "local"}, FIRST, ANSIBLE_PYTHON_INTERPRETER=python[0]) == [plain, python], "of the first that is reached so"
+
+
+@pytest.mark.parametrize("how", [{}, {"ansible_python_interpreter": "auto_silent"}, {"ansible_interpreter_python_fallback": ["python4", "/opt/python"]}])
+def test_an_interpreter_is_looked_for_where_ansible_will(tmp_path: Path, how: dict[str, Any]) -> None:
+    found = likely(tmp_path, how, FIRST)
+    if "_INTERPRETER_PYTHON_DISTRO_MAP" in C.config.get_configuration_definitions():
+        assert found is None, "there a list of systems decides"
+        return
+    assert found[0] == "/bin/sh -c '@interpreter@'"
+    assert found[1] == how.get("ansible_interpreter_python_fallback", found[1]) and len(found[1]) > 1 and set(found[1]) & {"/usr/bin/python3", "/opt/python"}
+
+
+@pytest.mark.parametrize(
+    ("host", "play", "variables"),
+    [
+        ({"ansible_python_interpreter": "auto_legacy"}, FIRST, {}),
+        ({"ansible_python_interpreter": "{{ found }}"}, FIRST, {}),
+        ({"ansible_python_interpreter": "/usr/bin/env python3"}, FIRST, {}),
+        ({**PYTHON, "ansible_become": True}, FIRST, {}),
+        ({"ansible_connection": "ssh"}, {**FIRST, "hosts": "one"}, {}),
+        ({**PYTHON, "ansible_shell_type": "fish"}, FIRST, {}),
+        ({**PYTHON, "ansible_sojourn_warm_interpreter": False}, FIRST, {}),
+        ({**PYTHON, "ansible_pipelining": False}, FIRST, {}),
+        (PYTHON, FIRST, {"SOJOURN_WARM_INTERPRETER": "false"}),
+        (PYTHON, {**FIRST, "become": "{{ wanted }}"}, {}),
+        (PYTHON, {**FIRST, "become": True, "become_method": "no.such.method"}, {}),
+        (PYTHON, {"gather_facts": False, "tasks": [{"raw": "true"}, {"debug": {"msg": "x"}}]}, {}),
+        (PYTHON, {**FIRST, "hosts": "nobody"}, {}),
+    ],
+    ids=["an old way", "template", "two words", "variable", "connection", "shell", "off", "files",
+         "off for all", "a template", "no such method", "no module", "nobody"],  # fmt: skip
+)
+def test_by_what_modules_will_be_run_is_not_guessed_at(tmp_path: Path, host: dict[str, Any], play: dict[str, Any], variables: dict[str, str]) -> None:
+    assert likely(tmp_path, host, play, **variables) is None
+
+
 # In a process of its own, for Ansible's loader of collections is there once for all.
 PACK = """
 import os, sys
@@ -77,7 +184,7 @@ def test_modules_are_packed_where_workers_look(tmp_path: Path) -> None:
 # The broker is not there yet when the first is ready.
 ANNOUNCE = PACK.replace("os.waitpid", """
 told = []
-def announce(owner, program, play):
+def announce(owner, program, play, by):
     told.append(program)
     with open(sys.argv[1] + "/told", "a") as file:
         print((owner, play) == (parent, 3), len(told) > 1 and module_archive.find(program) is not None, hashlib.sha256(program).hexdigest(), file=file)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_archive, network
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_archive, network, way_back
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import session as session_module
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Likely
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.job import Job
@@ -558,6 +559,253 @@ def test_removing_goes_in_with_what_got_the_agent_in(host: Host, monkeypatch: py
         session.remove()
 
 
+# The end is near
+
+
+class StepwiseWayIn(TunnelWayIn):
+    """One that comes to its sign-in step by step, and may be left waiting before it. Who signs in, and by which password, is noted."""
+
+    bears_waiting = True
+    #: Errors that sign-ins come to, one each.
+    refusals: list[str]
+    signed_in: list[str | None]
+    #: Whether the connection is there after such an error.
+    stays = True
+    hurried: float | None = None
+
+    connect = WayIn.connect
+
+    @property
+    def alive(self) -> bool:
+        return self.stays
+
+    def hurry(self, seconds: float) -> None:
+        self.hurried = seconds
+
+    def resolve(self) -> None:
+        self.note("resolve")
+
+    def reach(self) -> None:
+        self.peer, self.controller_address = network.Peer(10, ("::1", 22, 0, 0)), "::2"
+        self.note("reach")
+
+    def admit(self) -> None:
+        self.note("admit")
+
+    def sign_in(self) -> None:
+        self.signed_in.append(self.target.password)
+        self.note("sign_in")
+        if self.refusals:
+            raise self.error(self.refusals.pop(0), user="root", address="::1", detail="for a reason")
+
+@pytest.fixture
+def stepwise(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StepwiseWayIn]]:
+    """Ways in of that kind; afterwards all of them have been released, each once."""
+    made: list[StepwiseWayIn] = []
+
+    class Way(StepwiseWayIn):
+        refusals: list[str] = []
+        signed_in: list[str | None] = []
+        releases = 0
+
+        def release(self) -> None:
+            self.releases += 1
+            super().release()
+
+    def way_in(target: Target, run: str) -> WayIn:
+        made.append(Way(host, target, run))
+        return made[-1]
+
+    monkeypatch.setattr(session_module, "make_way_in", way_in)
+    yield Way
+    settle()
+    # One that was made only to be asked what it bears has nothing to release.
+    assert all(way.releases == 1 for way in made if way.peer is not None)
+
+
+def settle() -> None:
+    """Until nothing that was begun goes on by itself."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("way back "):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+IN_AGAIN = ["resolve", "reach", "admit", "sign_in"]
+
+
+def near_its_end(host: Host, **options: Any) -> Session:
+    """A session whose end is expected, and what was begun for that has come."""
+    session = make(host, **options)
+    session.deploy()
+    host.events.clear()
+    host.reminded = 0
+    session.expect_end()
+    assert session._way_back is not None
+    session._way_back._come.wait(60)
+    return session
+
+
+def ways_in(host: Host) -> list[str]:
+    """What ways in did, without what the agent was asked beside them."""
+    return [event for event in host.events if event in (*IN_AGAIN, "wait_removed", "release")]
+
+
+def test_the_end_takes_what_was_begun_for_it(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    """It goes no further than to the sign-in by itself; all in all it is the same as without."""
+    session = near_its_end(host)
+    assert host.events == ["resolve", "reach"]
+    assert session.end(lambda *unused, **fields: None) == {"changed": True, "removed": ["service x"]}
+    settle()
+    assert ways_in(host) == [*IN_AGAIN, "wait_removed", "release"] and host.reminded == 1 and not session.live
+
+
+def test_the_end_waits_for_what_is_on_its_way(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection of its own would be no quicker."""
+    session = make(host)
+    session.deploy()
+    host.events.clear()
+    going, reach = threading.Event(), StepwiseWayIn.reach
+
+    def reach_late(way_in: StepwiseWayIn) -> None:
+        assert going.wait(60)
+        reach(way_in)
+
+    monkeypatch.setattr(stepwise, "reach", reach_late)
+    # The agent has been told by the time at which the way in is there.
+    host.calls["Shutdown"] = lambda: (going.set(), 0)[1]
+    session.expect_end()
+    assert session.remove()["changed"] and ways_in(host) == [*IN_AGAIN, "wait_removed", "release"]
+
+
+def test_what_was_begun_is_begun_once(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But once it has been given up it is begun again."""
+    session = near_its_end(host)
+    session.expect_end()
+    assert session.remove()["changed"] and host.events.count("reach") == 1
+    monkeypatch.setattr(way_back, "WAIT_SECONDS", 0.02)
+    session = near_its_end(host)
+    settle()
+    assert host.events == ["resolve", "reach", "release"]
+    session.expect_end()
+    settle()
+    assert host.events == ["resolve", "reach", "release"] * 2
+    assert session.remove()["changed"] and ways_in(host)[6:] == [*IN_AGAIN, "wait_removed", "release"]
+
+
+@pytest.mark.parametrize("code", ["SD-205", "SD-204"])
+def test_what_the_target_has_closed_meanwhile_is_made_anew(host: Host, stepwise: type[StepwiseWayIn], code: str) -> None:
+    session = near_its_end(host)
+    stepwise.refusals.append(code)
+    assert session.remove() == {"changed": True, "removed": ["service x"]}
+    assert ways_in(host) == [*IN_AGAIN, *IN_AGAIN, "wait_removed", "release", "release"]
+    assert host.reminded == 2, "each for itself"
+
+
+def test_what_could_not_be_begun_is_made_at_the_end(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    session = make(host)
+    session.deploy()
+    host.events.clear()
+    host.fail_at = "reach"
+    session.expect_end()
+    settle()
+    assert host.events == ["resolve", "reach", "release"]
+    host.fail_at = ""
+    assert session.remove()["changed"] and ways_in(host)[3:] == [*IN_AGAIN, "wait_removed", "release"]
+
+
+def test_a_sign_in_that_is_refused_is_not_tried_again(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    """Each try counts, where accounts are locked."""
+    session = near_its_end(host, password="first")
+    stepwise.signed_in.clear()
+    stepwise.refusals.append("SD-301")
+    with pytest.raises(SojournError, match="SD-301"):
+        session.remove()
+    assert stepwise.signed_in == ["first"] and ways_in(host) == [*IN_AGAIN, "release"]
+
+
+def test_what_has_ended_unnoticed_is_no_refusal(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that ends at the sign-in says nothing of why."""
+    session = near_its_end(host, password="first")
+    stepwise.refusals.append("SD-301")
+    monkeypatch.setattr(stepwise, "stays", False)
+    assert session.remove()["changed"]
+    assert ways_in(host) == [*IN_AGAIN, *IN_AGAIN, "wait_removed", "release", "release"]
+
+
+def test_only_who_has_another_way_is_in_a_hurry(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    signed_in: list[float | None] = []
+    monkeypatch.setattr(stepwise, "sign_in", lambda self: signed_in.append(self.hurried) or StepwiseWayIn.sign_in(self))
+    session = near_its_end(host)
+    signed_in.clear()
+    stepwise.refusals.append("SD-205")
+    assert session.remove()["changed"] and signed_in == [session_module.RETURN_SECONDS, None]
+
+
+def test_a_password_that_the_run_has_changed_is_tried_by_a_connection_of_its_own(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    session = near_its_end(host, password="first")
+    stepwise.signed_in.clear()
+    stepwise.refusals.append("SD-301")
+    session.target = Target.make("ssh", "::1", host="web1", password="second")
+    assert session.remove()["changed"] and stepwise.signed_in == ["first", "second"]
+    assert ways_in(host) == [*IN_AGAIN, *IN_AGAIN, "wait_removed", "release", "release"] and host.reminded == 1, "only who went in with that"
+
+
+@pytest.mark.parametrize("proven", [True, False], ids=["deployed anew", "only asked for"])
+def test_what_was_begun_by_options_that_are_others_now_is_released(host: Host, stepwise: type[StepwiseWayIn], proven: bool) -> None:
+    """What got the agent in decides, not what the last task's options were."""
+    session = near_its_end(host, password="first")
+    changed = Target.make("ssh", "::1", host="web1", password="second")
+    if proven:
+        session._recover = lambda channel: None  # type: ignore[method-assign]
+        host.calls["RenewLease"] = lambda **unused: (_ for _ in ()).throw(SojournError("SD-503", detail="gone"))
+        host.placed = None
+        session._lose(session._channel)
+    session.deploy(changed)
+    host.calls.pop("RenewLease", None)
+    host.events.clear()
+    stepwise.signed_in.clear()
+    assert session.remove()["changed"] and stepwise.signed_in == ["second" if proven else "first"]
+    assert ways_in(host) == ([*IN_AGAIN, "wait_removed", "release", "release"] if proven else ["admit", "sign_in", "wait_removed", "release"])
+
+
+@pytest.mark.parametrize("why", ["tunnel", "not borne", "no agent", "lost", "ended", "removed"])
+def test_nothing_is_begun_where_it_is_of_no_use(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    if why == "not borne":
+        monkeypatch.setattr(stepwise, "bears_waiting", False)
+    session = make(host, transport="tunnel" if why == "tunnel" else "direct")
+    if why != "no agent":
+        session.deploy()
+    if why == "lost":
+        session._recover = lambda channel: None  # type: ignore[method-assign]
+        host.calls["RenewLease"] = lambda **unused: (_ for _ in ()).throw(SojournError("SD-503", detail="gone"))
+        session._lose(session._channel)
+    elif why == "ended":
+        session._ended.set()
+    elif why == "removed":
+        session.remove()
+    host.events.clear()
+    session.expect_end()
+    assert session._way_back is None and "reach" not in host.events
+    host.calls.pop("RenewLease", None)
+    session.end(lambda *unused, **fields: None)
+    settle()
+
+
+def test_of_a_target_with_two_names_it_is_begun_once(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    sessions: dict[str, Session] = {}
+    first, second = (make(host, sessions.get, token) for token in ("one", "two"))
+    sessions.update(one=first, two=second)
+    first.deploy()
+    second.deploy()
+    second.expect_end()
+    assert second._way_back is None and second.live
+    first.expect_end()
+    host.events.clear()
+    assert second.remove()["changed"] and first._way_back is None and host.events.count("sign_in") == 1
+    settle()
+
+
 # Jobs
 
 
@@ -742,6 +990,37 @@ def test_modules_are_sent_ahead_once_one_has_run(host: Host, wrong: str) -> None
                 thread.join(60)
     assert len(kept) == (1 if wrong else 2)
     assert (max(sizes[-2:]) > 100) == bool(wrong)
+
+
+@pytest.mark.parametrize("foreseen", ["", "nothing", "wrong", "for no task"])
+def test_an_interpreter_is_ready_before_the_first_module(host: Host, foreseen: str) -> None:
+    """Where it is known by what modules will come, a task's first command is enough."""
+    coming = module_archive.Coming()
+    for name in ("stat", "copy"):
+        coming.add(b"begins " + packed(name), by=None if foreseen == "nothing" else Likely("/bin/sh -c @interpreter@", ("python3", "/a/b")))
+    session = make(host, coming=coming)
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def prepare(**arguments: Any) -> None:
+        asked.append(("PrepareInterpreter", arguments))
+        if foreseen == "wrong":
+            raise SojournError("SD-505", detail="no")
+
+    host.calls["PrepareInterpreter"] = prepare
+    host.calls["KeepArchive"] = lambda **arguments: asked.append(("KeepArchive", arguments))
+    host.calls["Execute"] = lambda **unused: execution(b"done")
+    for unused in range(2):
+        run(session, command_line="true", may_outlive=foreseen != "for no task")
+        for thread in threading.enumerate():
+            if thread.name.startswith("ahead"):
+                thread.join(60)
+    if foreseen in ("nothing", "for no task"):
+        assert not asked
+        return
+    assert asked[0] == ("PrepareInterpreter", {"CommandLine": "/bin/sh -c @interpreter@", "Interpreter": ["python3", "/a/b"],
+                                               "User": "root", "Beginning": b"begins zip_data='",
+                                               "Environment": [{"Name": "SSH_CONNECTION", "Value": "::2 5 ::1 22"}]})  # fmt: skip
+    assert [name for name, unused in asked[1:]] == ([] if foreseen == "wrong" else ["KeepArchive"] * 2)
 
 
 @pytest.mark.parametrize("gone", ["caller", "run"])
