@@ -21,6 +21,7 @@ import typing as t
 
 import ansible.modules
 from ansible import constants as C
+from ansible import context
 from ansible.executor import module_common
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
@@ -189,17 +190,18 @@ def _interpreters(variables: t.Mapping[str, t.Any]) -> tuple[str, ...]:
 
 
 def _command_line(interpreters: tuple[str, ...], task: t.Any, remote_user: str | None) -> Likely | None:
-    """None: it depends on a password, or a template."""
+    """None: it depends on a password, or a template. What is asked for at the run's start is known to no plugin before there is a task."""
     shell = get_shell_plugin(executable=C.DEFAULT_EXECUTABLE)
     become = become_loader.get(task.become_method or C.DEFAULT_BECOME_METHOD)
     become.set_options(direct={'become_user': task.become_user} if task.become_user else None)
-    if not isinstance(task.become, (bool, type(None))) or task.become and become.get_option('become_pass'):
+    asked = any(context.CLIARGS.get(option) for option in ('become_ask_pass', 'become_password_file'))
+    if not isinstance(task.become, (bool, type(None))) or task.become and (asked or become.get_option('become_pass')):
         return None
     connection = types.SimpleNamespace(
         become=become if task.become else None, _shell=shell, transport=SSH, allow_executable=True, get_option=lambda unused_name: remote_user)
-    context = types.SimpleNamespace(executable=C.DEFAULT_EXECUTABLE, remote_user=remote_user)
+    play_context = types.SimpleNamespace(executable=C.DEFAULT_EXECUTABLE, remote_user=remote_user)
     command = shell.build_module_command('', f'#!{INTERPRETER}', '').strip()  # as ActionBase._execute_module has it
-    return Likely(_Asked(task, connection, context, None, None, None).command_line(command), interpreters)
+    return Likely(_Asked(task, connection, play_context, None, None, None).command_line(command), interpreters)
 
 
 class _Asked(ActionBase):

@@ -945,7 +945,7 @@ class Session:
         except BaseException:
             self._put_back_released(released)  # it may not have arrived; to release twice is no harm
             raise
-        # Of a target that has not run any module, only who has foreseen by what it will can say that it is going to. Others than tasks say nothing.
+        # That a target which has run no module is going to, a task's command says, where it is known by what; a package's says nothing of that.
         expected = None if archive is not None else self._coming.expected
         if (archive is not None or expected and arguments.get('may_outlive')) and channel.archives.wanting(self._coming):
             with contextlib.suppress(RuntimeError):  # no more threads: then modules bring their own

@@ -324,7 +324,7 @@ class WayIn(abc.ABC):
         raise NotImplementedError
 
     def hurry(self, seconds: float) -> None:  # noqa: B027  only what bears waiting can have ended unnoticed
-        """For who has another one: how long a sign-in may be unanswered."""
+        """For a caller that can begin anew: after so many seconds without an answer, a sign-in is given up (SD-205)."""
 
     # Diagnosis
 

@@ -253,6 +253,7 @@ func (d *Deployment) execute(c *call, r *Execute) (*ExecuteResponse, error) {
 		request.Environment = append(request.Environment, process.Variable(v))
 	}
 	if r.Input != nil {
+		d.processes.Foresee(*request)
 		if request.Input, err = c.open(*r.Input); err != nil {
 			return nil, err
 		}

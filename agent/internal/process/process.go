@@ -168,6 +168,13 @@ func (t *Table) PrepareInterpreter(r *Request, interpreters []string, beginning 
 	t.warm.ready(r, interpreters, beginning)
 }
 
+// Foresee is told of what is about to be started while its input is still on its way: a module's is the larger part of its time on a long way.
+func (t *Table) Foresee(r Request) {
+	if r.Warm {
+		go t.warm.foresee(&r)
+	}
+}
+
 // Start starts a process, or gives the one of the handle that was started before. Its input has been received when it begins.
 func (t *Table) Start(ctx context.Context, r *Request) (*Process, error) {
 	if r.Handle == "" {

@@ -68,9 +68,11 @@ var becomeMark = regexp.MustCompile(`BECOME-SUCCESS-[a-z]+`)
 type warmer struct {
 	mu           sync.Mutex
 	interpreters map[string]*interpreter
-	retired      map[*interpreter]bool // begin nothing any more, but are there still
-	failed       map[string]bool       // command lines that gave none
+	retired      map[*interpreter]bool    // begin nothing any more, but are there still
+	failed       map[string]bool          // command lines that gave none
+	starting     map[string]chan struct{} // closed once there is one, or can be none
 	ended        bool
+	over         chan struct{}     // closed by the end; nil: nobody has asked for it
 	ahead        sync.Mutex        // one archive at a time is prepared: a module that is there must not wait for more
 	archives     map[string][]byte // what came in modules, by hash: most of a module, and the same each time
 	hashes       []string          // of those, the last used is the last
@@ -205,6 +207,19 @@ func (w *warmer) ready(r *Request, interpreters []string, beginning []byte) {
 	}
 }
 
+// foresee starts the interpreter of a module that is still on its way, where there is none of any kind yet.
+func (w *warmer) foresee(r *Request) {
+	w.mu.Lock()
+	none := len(w.interpreters)+len(w.starting) == 0
+	w.mu.Unlock()
+	if !none {
+		return
+	}
+	if s, err := settle(r); err == nil {
+		w.interpreter(s.key(), s)
+	}
+}
+
 // interpreterMark stands for the interpreter in a command line of which it is not known yet.
 const interpreterMark = "@interpreter@"
 
@@ -297,33 +312,70 @@ func (s *setting) key() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// interpreter gives the one of a key, which it starts where there is none; nil: none can be had.
+// interpreter gives the one of a key, which it starts where there is none; nil: none can be had. Who wants another one need not wait for that.
 func (w *warmer) interpreter(key string, s *setting) *interpreter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for w.starting[key] != nil {
+		started := w.starting[key]
+		w.mu.Unlock()
+		<-started
+		w.mu.Lock()
+	}
 	if w.ended || w.failed[key] {
 		return nil
 	}
 	i := w.interpreters[key]
 	if i == nil {
-		if len(w.interpreters) >= maximumInterpreters {
-			w.dropOldest()
-		}
-		var err error
-		if i, err = newInterpreter(s); err != nil {
-			if w.failed == nil {
-				w.failed = make(map[string]bool)
-			}
-			w.failed[key] = true
-			return nil
-		}
-		if w.interpreters == nil {
-			w.interpreters = make(map[string]*interpreter)
-		}
-		w.interpreters[key] = i
+		i = w.begin(key, s)
 	}
-	i.used = time.Now()
+	if i != nil {
+		i.used = time.Now()
+	}
 	return i
+}
+
+// begin starts the interpreter of a key. The lock is held, but not meanwhile.
+func (w *warmer) begin(key string, s *setting) *interpreter {
+	started, over := make(chan struct{}), w.ending()
+	if w.starting == nil {
+		w.starting = make(map[string]chan struct{})
+	}
+	w.starting[key] = started
+	w.mu.Unlock()
+	i, err := newInterpreter(s, over)
+	w.mu.Lock()
+	delete(w.starting, key)
+	close(started)
+	switch {
+	case w.ended:
+		if err == nil {
+			i.end()
+		}
+		return nil
+	case err != nil:
+		if w.failed == nil {
+			w.failed = make(map[string]bool)
+		}
+		w.failed[key] = true
+		return nil
+	}
+	if len(w.interpreters) >= maximumInterpreters {
+		w.dropOldest()
+	}
+	if w.interpreters == nil {
+		w.interpreters = make(map[string]*interpreter)
+	}
+	w.interpreters[key] = i
+	return i
+}
+
+// ending gives what the end closes. The lock is held.
+func (w *warmer) ending() chan struct{} {
+	if w.over == nil {
+		w.over = make(chan struct{})
+	}
+	return w.over
 }
 
 func (w *warmer) dropOldest() {
@@ -371,7 +423,11 @@ func (w *warmer) retire(key string, i *interpreter) {
 // end ends all, and no other begins.
 func (w *warmer) end() {
 	w.mu.Lock()
+	if !w.ended {
+		close(w.ending())
+	}
 	w.ended = true
+	starting := slices.Collect(maps.Values(w.starting))
 	all := slices.Collect(maps.Values(w.interpreters))
 	all = slices.AppendSeq(all, maps.Keys(w.retired))
 	w.interpreters, w.retired = nil, nil
@@ -381,9 +437,13 @@ func (w *warmer) end() {
 		ending.Go(i.end)
 	}
 	ending.Wait()
+	for _, started := range starting {
+		<-started
+	}
 }
 
-func newInterpreter(s *setting) (*interpreter, error) {
+// newInterpreter starts one, and gives it up where all is over before it has come.
+func newInterpreter(s *setting, over <-chan struct{}) (*interpreter, error) {
 	var random [3][16]byte
 	for n := range random {
 		rand.Read(random[n][:])
@@ -418,6 +478,12 @@ func newInterpreter(s *setting) (*interpreter, error) {
 	go func() {
 		t.wait()
 		close(i.over)
+	}()
+	go func() {
+		select {
+		case <-i.over:
+		case <-over:
+		}
 		listener.Close()
 	}()
 	_ = listener.SetDeadline(time.Now().Add(warmPatience))

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -461,6 +462,75 @@ func TestWarmIsReadyBeforeAnyModule(t *testing.T) {
 	w.table.PrepareInterpreter(likely("/bin/sh -c '@interpreter@'"), there, before)
 	if n := len(w.table.warm.interpreters); n != 0 {
 		t.Errorf("%d after the end", n)
+	}
+}
+
+// TestWarmIsNotHeldUpByAnother has a command line that never becomes an interpreter beside one that does; the end does not wait for it either.
+func TestWarmIsNotHeldUpByAnother(t *testing.T) {
+	w := newWarming(t)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		w.table.PrepareInterpreter(&Request{CommandLine: "sleep 1000; @interpreter@"}, []string{python(t)}, nil)
+	}()
+	begun := func() bool {
+		w.table.warm.mu.Lock()
+		defer w.table.warm.mu.Unlock()
+		return len(w.table.warm.starting) == 1
+	}
+	for deadline := time.Now().Add(long); !begun(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it has not begun")
+		}
+	}
+	if got := w.run(true, program(t, "print('ran')", "", nil)); got != "0|ran\n|" {
+		t.Error(got)
+	}
+	select {
+	case <-over:
+		t.Error("it was waited for")
+	default:
+	}
+	w.table.End()
+	<-over
+	if len(w.table.warm.starting)+len(w.table.warm.interpreters)+len(w.table.warm.failed) != 0 {
+		t.Errorf("%v, %v", w.table.warm.interpreters, w.table.warm.failed)
+	}
+}
+
+// TestWarmBeginsWhileTheInputComes has the interpreter of a module that is on its way begun, the first one only.
+func TestWarmBeginsWhileTheInputComes(t *testing.T) {
+	w := newWarming(t)
+	text := program(t, "import os\nprint(os.environ.get('A'))", "", nil)
+	begun := func() int {
+		w.table.warm.mu.Lock()
+		defer w.table.warm.mu.Unlock()
+		return len(w.table.warm.interpreters)
+	}
+	reader, writer := io.Pipe()
+	request := &Request{CommandLine: "/bin/sh -c '" + python(t) + "'", Input: reader, Warm: true, Environment: []Variable{{"A", "b"}}}
+	w.table.Foresee(Request{CommandLine: request.CommandLine})
+	w.table.Foresee(*request)
+	for deadline := time.Now().Add(long); begun() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("none has begun")
+		}
+	}
+	go func() {
+		_, _ = io.WriteString(writer, text)
+		writer.Close()
+	}()
+	p, err := w.table.Start(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := p.Await(t.Context(), long, nil)
+	if got := output(t, p, s); !s.Ended || got[0] != "b\n" || begun() != 1 {
+		t.Errorf("%v, %q, %d interpreters", s.Ended, got, begun())
+	}
+	w.table.warm.foresee(&Request{CommandLine: request.CommandLine, Warm: true})
+	if n := begun(); n != 1 {
+		t.Errorf("%d interpreters: one was there", n)
 	}
 }
 

@@ -14,6 +14,8 @@ func (*warmer) remember([]byte) string { return "" }
 
 func (*warmer) prepare(string) {}
 
+func (*warmer) foresee(*Request) {}
+
 func (*warmer) ready(*Request, []string, []byte) {}
 
 func (*warmer) end() {}

@@ -90,7 +90,10 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play import Play
 from ansible.vars.manager import VariableManager
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
-host, play = json.load(sys.stdin)
+host, play, asked = json.load(sys.stdin)
+from ansible import context
+from ansible.module_utils.common.collections import ImmutableDict
+context.CLIARGS = ImmutableDict(asked)
 loader = DataLoader()
 inventory = InventoryManager(loader, sources=['one,two,'])
 for name, value in {'ansible_connection': 'sojourn.deploy.ssh', **host}.items():
@@ -104,9 +107,9 @@ PYTHON = {"ansible_python_interpreter": "/usr/bin/python3.9"}
 FIRST: dict[str, Any] = {"gather_facts": False, "tasks": [{"raw": "true"}, {"command": "true"}]}
 
 
-def likely(tmp_path: Path, host: dict[str, Any], play: dict[str, Any], **variables: str) -> Any:
+def likely(tmp_path: Path, host: dict[str, Any], play: dict[str, Any], asked: dict[str, Any] | None = None, **variables: str) -> Any:
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home"), **variables}
-    done = subprocess.run([sys.executable, "-c", LIKELY], env=environment, input=json.dumps([host, play]), capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", LIKELY], env=environment, input=json.dumps([host, play, asked or {}]), capture_output=True, text=True, check=True)
     return json.loads(re.sub("BECOME-SUCCESS-[a-z]+", "BECOME-SUCCESS-x", done.stdout).replace(" && sleep 0", ""))  # of which newer ones do without
 
 
@@ -123,6 +126,13 @@ def test_by_what_modules_will_be_run_is_known_beforehand(tmp_path: Path) -> None
     assert likely(tmp_path, PYTHON, {"become": True, "tasks": [{"command": "true", "become": False}]}) == [sudo.format("root"), python], "the facts come first"
     assert likely(tmp_path, {}, FIRST, ANSIBLE_PYTHON_INTERPRETER=python[0]) == [plain, python]
     assert likely(tmp_path, {"ansible_connection": "local"}, FIRST, ANSIBLE_PYTHON_INTERPRETER=python[0]) == [plain, python], "of the first that is reached so"
+
+
+@pytest.mark.parametrize("option", ["become_ask_pass", "become_password_file"])
+def test_where_a_password_is_asked_for_nobody_becomes_another_without(tmp_path: Path, option: str) -> None:
+    """A sudo that is refused is written down, and told to somebody."""
+    assert likely(tmp_path, PYTHON, {**FIRST, "become": True}, {option: True}) is None
+    assert likely(tmp_path, PYTHON, FIRST, {option: True}) is not None
 
 
 @pytest.mark.parametrize("how", [{}, {"ansible_python_interpreter": "auto_silent"}, {"ansible_interpreter_python_fallback": ["python4", "/opt/python"]}])
