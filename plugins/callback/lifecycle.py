@@ -59,6 +59,8 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import Sojou
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import WAYS_IN
 
 _CONNECTION = 'sojourn.deploy.'
+#: Strategies by which all hosts come to a task before any comes to the next.
+TOGETHER = ('linear', 'debug')
 
 
 class CallbackModule(CallbackBase):
@@ -116,17 +118,19 @@ class CallbackModule(CallbackBase):
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         """Has the broker started, if the play will need it, and the play's modules packed."""
         self._plays += 1
-        self._last_task = module_cache.last_task(play) if play._uuid == self._last_play and not play.serial else None
+        together = not play.serial and str(play.strategy).rpartition('.')[2] in TOGETHER  # else hosts do not come to their last task at the same time
+        self._last_task = module_cache.last_task(play) if together and play._uuid == self._last_play else None
         way_in = self._start_broker(play)
         module_cache.prepare()
         self._packing = [pid for pid in self._packing if not module_cache.stop(pid, wait=False)]
-        pid = module_cache.fill(play, self.get_option('bundle_copies'), announce=self._plays if way_in == 'ssh' else None)
+        pid = module_cache.fill(play, self.get_option('bundle_copies'), self._plays, ahead=way_in == 'ssh')
         if pid is not None:
             self._packing.append(pid)
 
     def v2_playbook_on_task_start(self, task: t.Any, is_conditional: bool) -> None:
         """When it is the last, the broker prepares for the end beside it."""
         if self._last_task is not None and task._uuid == self._last_task:
+            self._last_task = None
             broker_client.expect_end(self._run)
 
     def _start_broker(self, play: t.Any) -> str | None:

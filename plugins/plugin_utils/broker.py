@@ -246,7 +246,8 @@ class Broker:
             log.exception('%s', name)
             internal = SojournError('SD-903', host=target.host if target else None, step=name, detail=f'{type(error).__name__}: {error}')
             answer = {'error': internal.redacted(target.secrets if target else ()).to_dict()}
-        wire.send_frame(connection, answer)
+        if name not in UNANSWERED:
+            wire.send_frame(connection, answer)
 
     # Sessions
 
@@ -275,7 +276,7 @@ class Broker:
             return session
 
     def announce(self, program: bytes, play: int, by: broker_client.Likely | None = None) -> None:
-        """A module of this program is going to be needed by the run's play of this number, and is likely to be run by that."""
+        """A module of this program is going to be needed by the run's play of this number, and is likely to be run by that. An empty one: the play begins."""
         with self._lock:
             coming = self._to_come()
         coming.add(program, play, by)
@@ -609,6 +610,10 @@ HANDLERS: dict[str, t.Callable[[Call], t.Any]] = {
     'executions': _executions, 'diagnose': _diagnose, 'preflight': _preflight, 'note': _note, 'module': _module, 'expect_end': _expect_end, 'end': _end,
     'open_port': _open_port, 'close_port': _close_port, 'list_ports': _list_ports,
 }
+
+
+#: Calls whose callers do not wait.
+UNANSWERED = frozenset(('expect_end',))
 
 
 def _alive_names(folder: str) -> list[str]:

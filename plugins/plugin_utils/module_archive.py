@@ -113,16 +113,17 @@ class Coming:
     def add(self, program: bytes, play: int = 0, by: Likely | None = None) -> None:
         """A module's program, of which only the archive counts, and what is before it. What has none as Ansible makes it, or comes when there are enough,
 
-        is passed over. ``play`` counts the run's plays: those of an earlier one are forgotten. ``by``: see ``expected``.
+        is passed over. ``play`` counts the run's plays: those of an earlier one are forgotten, whatever comes. ``by``: see ``expected``.
         """
         archive = find(program)
+        with self._lock:
+            if play > self._play:
+                self._play, self._all, self._by = play, {}, None
         if archive is None:
             return
         text = program[archive]
         checksum = hashlib.sha256(text).hexdigest()
         with self._lock:
-            if play > self._play:
-                self._play, self._all = play, {}
             if play < self._play:
                 return
             self._by, self._beginning = by, program[:archive.start]
@@ -153,6 +154,7 @@ class Archives:
         self._ahead: dict[str, threading.Event] = {}
         self._sending = False
         self._takes_ahead = True
+        self._asked = False
         #: Those that went ahead, and have not been used yet.
         self._unused: set[str] = set()
         #: By SHA-256 of their text: whether they are there. One that was not, although the agent had taken it, is not left out again.
@@ -180,6 +182,18 @@ class Archives:
         return Order(checksum, text, {
             'Input': b''.join((program[:archive.start], new, program[archive.stop:])), 'Archive': checksum, 'ArchiveOffset': archive.start,
             'ArchiveParts': parts or None})
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the agent has got any."""
+        with self._lock:
+            return bool(self._kept)
+
+    def ask_interpreter(self) -> bool:
+        """Whether the agent is to be asked for an interpreter before any module has come: once."""
+        with self._lock:
+            asked, self._asked = self._asked, True
+            return not asked
 
     def wanting(self, coming: Coming) -> bool:
         """Whether there is one to be sent ahead, and nobody is at it."""

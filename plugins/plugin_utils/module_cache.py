@@ -25,7 +25,7 @@ from ansible import context
 from ansible.executor import module_common
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import become_loader, connection_loader, get_shell_plugin, module_loader
+from ansible.plugins.loader import connection_loader, get_shell_plugin, module_loader
 from ansible.template import Templar
 
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker_client
@@ -54,8 +54,7 @@ INTERPRETER = '@interpreter@'
 #: An interpreter that is no template, needs no quoting, and is not to be found out.
 PATH = re.compile(r'/[\w./+-]+', re.ASCII)
 #: Variables by which a host's commands are not those that its play says.
-OTHERWISE = frozenset(('ansible_become', 'ansible_become_method', 'ansible_become_user', 'ansible_become_flags', 'ansible_become_exe', 'ansible_become_pass',
-                       'ansible_become_password', 'ansible_shell_executable', 'ansible_shell_type'))
+OTHERWISE = frozenset(('ansible_become', 'ansible_become_user', 'ansible_shell_executable', 'ansible_shell_type'))
 #: The connection's options without which no interpreter is kept warm.
 NEEDED = ('warm_interpreter', 'pipelining')
 #: Hosts of a play that are looked at: their variables cost time, and most plays have one kind of connection.
@@ -75,10 +74,10 @@ def prepare() -> None:
         json.get_module_decoder('legacy', json.Direction.MODULE_TO_CONTROLLER)
 
 
-def fill(play: t.Any, bundle_copies: bool = False, *, announce: int | None = None) -> int | None:
+def fill(play: t.Any, bundle_copies: bool, nth: int, *, ahead: bool) -> int | None:
     """Starts the process, a child of this one, for a play; its id, for ``stop``. None where it cannot be. ``bundle_copies``: as the option of lifecycle.
 
-    ``announce``: the play's number, where the run's broker is to be told of the modules that are ansible-core's, or this collection's own.
+    ``nth``: which of the run's plays it is, of which the run's broker is told; ``ahead``: and of its modules that are ansible-core's, or this collection's own.
     """
     try:
         pid = os.fork()
@@ -86,7 +85,7 @@ def fill(play: t.Any, bundle_copies: bool = False, *, announce: int | None = Non
         return None
     if not pid:
         try:
-            _child(play, bundle_copies, os.getppid(), announce)
+            _child(play, bundle_copies, os.getppid(), nth, ahead)
         except BaseException:  # the workers do it, and tell what is wrong
             pass
         finally:
@@ -105,7 +104,7 @@ def stop(pid: int, *, wait: bool = True) -> bool:
         return True
 
 
-def _child(play: t.Any, bundle_copies: bool, parent: int, announce: int | None) -> None:
+def _child(play: t.Any, bundle_copies: bool, parent: int, nth: int, ahead: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.alarm(LONGEST)  # a lock may have been another thread's when this process was forked
@@ -116,21 +115,25 @@ def _child(play: t.Any, bundle_copies: bool, parent: int, announce: int | None) 
     if compile_ast is not None:
         module_common._compile_module_ast = functools.lru_cache(maxsize=None)(compile_ast)
     templar = Templar(loader=DataLoader(), variables={})
-    by = likely(play) if announce is not None else None
-    announced: list[bytes] = []
+    by = likely(play) if ahead else None
+    announced = [b'']  # an earlier play's modules do not come any more
+
+    def announce() -> None:
+        while announced:
+            with contextlib.suppress(SojournError):
+                if not broker_client.announce_module(parent, announced[0], nth, by):
+                    break  # it is starting still
+            del announced[0]
+
+    announce()
     for name, collections in modules(play, bundle_copies):
         if os.getppid() != parent:
             return
         with contextlib.suppress(Exception):
             path, program = _pack(name, collections, templar)
-            if announce is None or not path.startswith(WELL_KNOWN):
-                continue
-            announced.append(program)
-            while announced:
-                with contextlib.suppress(SojournError):
-                    if not broker_client.announce_module(parent, announced[0], announce, by):
-                        break  # it is starting still
-                del announced[0]
+            if ahead and path.startswith(WELL_KNOWN):
+                announced.append(program)
+            announce()
 
 
 def modules(play: t.Any, bundle_copies: bool = False) -> t.Iterator[tuple[str, list[str] | None]]:
@@ -156,7 +159,10 @@ def _names(action: str, bundle_copies: bool) -> t.Iterable[str]:
 
 
 def likely(play: t.Any) -> Likely | None:
-    """By what the first of a play's first hosts that are reached by SSH of ours will run the play's first module; None: who knows."""
+    """By what the first of a play's first hosts that are reached by SSH of ours will run the play's first module; None: who knows.
+
+    Never what makes another user of the login user: where it is refused, it is written down, or locks an account, and it may want a password.
+    """
     with contextlib.suppress(Exception):  # a guess: what it is not, the first module tells
         task, plugin = _first_with_module(play), connection_loader.get(SSH, class_only=True)
         variables = play.get_variable_manager()
@@ -165,22 +171,32 @@ def likely(play: t.Any) -> Likely | None:
             if str(found.get('ansible_connection') or play.connection) != SSH:
                 continue
             interpreters = _interpreters(found)
-            if interpreters and not OTHERWISE & set(found) and all(
+            if interpreters and not OTHERWISE & set(found) and not _becomes(task, found) and all(
                     C.config.get_config_value(option, plugin_type='connection', plugin_name=plugin._load_name, variables=found) for option in NEEDED):
-                return _command_line(interpreters, task, found.get('ansible_user') or task.remote_user)
+                return Likely(_Asked(task).command_line(), interpreters)
             break
     return None
 
 
 def _first_with_module(play: t.Any) -> t.Any:
-    """What says as whom the first module of a play is run: its task, or the play itself, which gathers facts."""
+    """What says as whom the first module of a play is run: its task, or the play itself, which gathers facts. None: it has none on its hosts."""
     if play.gather_facts or play.gather_facts is None:
         return play
-    return next((item for item in _tasks(play) if any(_names(item.action, False))), None)
+    for item in _tasks(play, rescue=False):
+        if any(_names(item.action, False)) and item.delegate_to is None and item.connection in (None, play.connection):
+            return item if not OTHERWISE & set(item.vars) and 'ansible_python_interpreter' not in item.vars else None
+    return None
+
+
+def _becomes(task: t.Any, variables: t.Mapping[str, t.Any]) -> bool:
+    """Whether it may become another than who signs in; ``root`` does not become ``root``."""
+    wanted = task.become or C.DEFAULT_BECOME or context.CLIARGS.get('become')
+    user = variables.get('ansible_user') or task.remote_user or C.DEFAULT_REMOTE_USER
+    return bool(wanted) and (C.BECOME_ALLOW_SAME_USER or user is None or user != (task.become_user or C.DEFAULT_BECOME_USER))
 
 
 def _interpreters(variables: t.Mapping[str, t.Any]) -> tuple[str, ...]:
-    """As interpreter_discovery.py of ansible-core looks for them. None of them: it is a template, or a list of systems decides (up to 2.17)."""
+    """As interpreter_discovery.py of ansible-core looks for them. None of them: it is a template, or a list of systems decides (2.17)."""
     wanted = str(variables.get('ansible_python_interpreter') or C.config.get_config_value('INTERPRETER_PYTHON', variables=variables))
     if PATH.fullmatch(wanted):
         return wanted,
@@ -189,26 +205,17 @@ def _interpreters(variables: t.Mapping[str, t.Any]) -> tuple[str, ...]:
     return tuple(map(str, C.config.get_config_value('INTERPRETER_PYTHON_FALLBACK', variables=variables)))
 
 
-def _command_line(interpreters: tuple[str, ...], task: t.Any, remote_user: str | None) -> Likely | None:
-    """None: it depends on a password, or a template. What is asked for at the run's start is known to no plugin before there is a task."""
-    shell = get_shell_plugin(executable=C.DEFAULT_EXECUTABLE)
-    become = become_loader.get(task.become_method or C.DEFAULT_BECOME_METHOD)
-    become.set_options(direct={'become_user': task.become_user} if task.become_user else None)
-    asked = any(context.CLIARGS.get(option) for option in ('become_ask_pass', 'become_password_file'))
-    if not isinstance(task.become, (bool, type(None))) or task.become and (asked or become.get_option('become_pass')):
-        return None
-    connection = types.SimpleNamespace(
-        become=become if task.become else None, _shell=shell, transport=SSH, allow_executable=True, get_option=lambda unused_name: remote_user)
-    play_context = types.SimpleNamespace(executable=C.DEFAULT_EXECUTABLE, remote_user=remote_user)
-    command = shell.build_module_command('', f'#!{INTERPRETER}', '').strip()  # as ActionBase._execute_module has it
-    return Likely(_Asked(task, connection, play_context, None, None, None).command_line(command), interpreters)
-
-
 class _Asked(ActionBase):
-    """Tells what Ansible makes of a command, by its own code: that is not the same in all its versions."""
+    """Tells what Ansible makes of a module's command, by its own code: that is not the same in all its versions."""
 
-    def command_line(self, command: str) -> str:
-        """What a connection gets for a command."""
+    def __init__(self, task: t.Any) -> None:
+        connection = types.SimpleNamespace(
+            become=None, _shell=get_shell_plugin(executable=C.DEFAULT_EXECUTABLE), transport=SSH, allow_executable=True, get_option=lambda unused_name: None)
+        play_context = types.SimpleNamespace(executable=C.DEFAULT_EXECUTABLE, remote_user=None)
+        super().__init__(task, connection, play_context, None, None, None)
+
+    def command_line(self) -> str:
+        """What a connection gets."""
         said: list[str] = []
 
         def execute(line: str, **unused: t.Any) -> t.NoReturn:
@@ -216,6 +223,7 @@ class _Asked(ActionBase):
             raise InterruptedError
 
         self._connection.exec_command = execute
+        command = self._connection._shell.build_module_command('', f'#!{INTERPRETER}', '').strip()  # as _execute_module has it
         with contextlib.suppress(InterruptedError):
             self._low_level_execute_command(command, in_data=b'\n')
         return said[0]

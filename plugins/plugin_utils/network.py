@@ -165,11 +165,14 @@ def connect_any(peers: list[Peer], *, timeout: float, service: str, step: str,
     raise min(failures, key=lambda failure: _TELLING.get(failure.code, 9))
 
 
-def notice_silence(connection: socket.socket) -> None:
-    """Has the kernel end a connection whose other end is gone without a word, as after a power cut, whether something is sent or waited for."""
+def notice_silence(connection: socket.socket, seconds: int = SILENCE_SECONDS) -> None:
+    """Has the kernel end a connection whose other end is gone without a word, as after a power cut, whether something is sent or waited for.
+
+    ``seconds``: after how many of silence, at least 6.
+    """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     options = {
-        'TCP_KEEPIDLE': SILENCE_SECONDS // 2, 'TCP_KEEPINTVL': SILENCE_SECONDS // 6, 'TCP_KEEPCNT': 3, 'TCP_USER_TIMEOUT': SILENCE_SECONDS * 1000}
+        'TCP_KEEPIDLE': seconds // 2, 'TCP_KEEPINTVL': seconds // 6, 'TCP_KEEPCNT': 3, 'TCP_USER_TIMEOUT': seconds * 1000}
     for name, value in options.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

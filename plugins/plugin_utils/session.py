@@ -53,8 +53,6 @@ GONE_SECONDS = 1.0
 RECONNECT_PAUSES = (0.5, 5.0)
 #: Seconds within which the guard of an agent that was killed has done its work, if it waits for no installation.
 GUARD_SECONDS = 10.0
-#: Seconds for an answer to a sign-in on a connection that was begun before it, after which another is begun.
-RETURN_SECONDS = 5.0
 #: Seconds beyond the lease for which a run's end waits for a target that is not there.
 RECONNECT_MORE_SECONDS = 20.0
 #: The agent does not answer, or another one does: it has ended, or has been started anew with the target.
@@ -584,6 +582,8 @@ class Session:
 
     def _lose(self, channel: t.Any) -> None:
         if self._channel is channel and not self._lost:
+            if self._way_back is not None:
+                self._way_back.give_up()
             self._lost_since = time.monotonic()
             self._lost = True  # the next call deploys anew, or the keeper does
             with self._wake:
@@ -945,12 +945,20 @@ class Session:
         except BaseException:
             self._put_back_released(released)  # it may not have arrived; to release twice is no harm
             raise
-        # That a target which has run no module is going to, a task's command says, where it is known by what; a package's says nothing of that.
-        expected = None if archive is not None else self._coming.expected
-        if (archive is not None or expected and arguments.get('may_outlive')) and channel.archives.wanting(self._coming):
-            with contextlib.suppress(RuntimeError):  # no more threads: then modules bring their own
-                threading.Thread(target=self._send_ahead, args=(channel, expected), name=f'ahead {self.target.host}', daemon=True).start()
+        self._look_ahead(channel, archive is not None, bool(arguments.get('may_outlive')))
         return result
+
+    def _look_ahead(self, channel: channel_module.Channel, module: bool, task: bool) -> None:
+        """Has what modules to come will need sent: once one has come, or, after a task's other command, where it is known by what they will be run."""
+        if not channel.archives.wanting(self._coming):
+            return
+        expected = None
+        if not module and not channel.archives.in_use:
+            expected = self._coming.expected
+            if expected is None or not task or self._info.get('operating_system') != 'linux' or not channel.archives.ask_interpreter():
+                return
+        with contextlib.suppress(RuntimeError):  # no more threads: then modules bring their own
+            threading.Thread(target=self._send_ahead, args=(channel, expected), name=f'ahead {self.target.host}', daemon=True).start()
 
     def _send_ahead(self, channel: channel_module.Channel, expected: module_archive.Expected | None) -> None:
         """Thread: sends what modules to come will need, by a connection of its own: the next task is to find the other one free.
@@ -1245,7 +1253,7 @@ class Session:
         if way_in is not None and way_in.target is target:
             try:
                 known(way_in).admit()
-                way_in.hurry(RETURN_SECONDS)
+                way_in.notice_silence()
                 way_in.sign_in()
                 return
             except SojournError as error:
@@ -1253,6 +1261,8 @@ class Session:
                 if error.code not in NOT_THERE and not (error.code == 'SD-301' and not way_in.alive):
                     raise
                 log.info('%s: what was begun beforehand has ended: %s', self.target.host, error)
+                reached.remove(way_in)
+                way_in.release()  # a service may let in only so many
         elif way_in is not None:
             reached.append(way_in)
         known(make_way_in(target, self.run)).connect()

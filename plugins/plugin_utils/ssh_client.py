@@ -405,8 +405,6 @@ class Client:
         self._socket: socket.socket | None = None
         #: Whether a round trip is short: then little needs to be on its way.
         self.near = False
-        #: Seconds that the other end may take to answer at the sign-in.
-        self.answer_seconds = ANSWER_SECONDS
 
     def begin(self, connection: t.Any, timeout: float, known: t.Sequence[KnownKey]) -> t.Any:
         """Exchanges keys; returns the host's key, which the caller has to judge by ``check_host_key`` before it goes on.
@@ -480,7 +478,7 @@ class Client:
 
         ``methods``: those that may be used at all. Raises TimeoutError where there is no answer: nobody has refused anything.
         """
-        self._transport.auth_timeout = self.answer_seconds
+        self._transport.auth_timeout = ANSWER_SECONDS
         tried: list[str] = []
         used: list[str] = []
         held: list[Credential] = []  # what the host does not take now may be what it wants next
@@ -514,7 +512,7 @@ class Client:
                 held.append(credential)
                 continue
             except ssh_exception.AuthenticationException:
-                if time.monotonic() - began >= self.answer_seconds:
+                if time.monotonic() - began >= ANSWER_SECONDS:
                     raise TimeoutError('no answer to the sign-in') from None
                 if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
                     reasons.append('the target ended the connection after these')
@@ -577,10 +575,10 @@ class Client:
 
     # The tunnel
 
-    def notice_silence(self) -> None:
+    def notice_silence(self, seconds: int = network.SILENCE_SECONDS) -> None:
         """See ``network.notice_silence``."""
         with contextlib.suppress(OSError, AttributeError):
-            network.notice_silence(t.cast(socket.socket, self._socket))
+            network.notice_silence(t.cast(socket.socket, self._socket), seconds)
 
     @property
     def alive(self) -> bool:

@@ -14,7 +14,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils.way_in import WayIn
 log = logging.getLogger('sojourn.way_back')
 
 #: Seconds for which what was begun waits for the end; a task that is the last may take hours.
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 
 
 class WayBack:
@@ -29,7 +29,9 @@ class WayBack:
         self._lock = threading.Lock()
         #: Set once it has come as far as it goes, or has failed.
         self._come = threading.Event()
-        self._taken = threading.Event()
+        #: Set once it is known what becomes of it.
+        self._decided = threading.Event()
+        self._taken = False
         self._there = True
         threading.Thread(target=self._go, name=f'way back {way_in.target.host}', daemon=True).start()
 
@@ -43,17 +45,16 @@ class WayBack:
             self._way_in.resolve()
             self._way_in.reach()
             self._come.set()
-            self._taken.wait(WAIT_SECONDS)
+            self._decided.wait(WAIT_SECONDS)
         except SojournError as error:
             log.info('%s: not begun beforehand: %s', self._way_in.target.host, error)
         except Exception:
             log.exception('%s: connecting for the end', self._way_in.target.host)
         finally:
             with self._lock:
-                taken = self._taken.is_set()
                 self._there = False
             self._come.set()
-            if not taken:
+            if not self._taken:
                 self._way_in.release()
 
     def take(self) -> WayIn | None:
@@ -62,5 +63,10 @@ class WayBack:
         with self._lock:
             if not self._there:
                 return None
-            self._taken.set()
+            self._taken = True
+            self._decided.set()
             return self._way_in
+
+    def give_up(self) -> None:
+        """It keeps others from the target's service for no good: nobody will take it."""
+        self._decided.set()

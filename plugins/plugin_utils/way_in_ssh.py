@@ -62,6 +62,8 @@ BEGIN_SECONDS = 5.0
 #: Seconds there and back beyond which a target is far: to it the executable travels packed, which takes longer than it saves on a network that is
 #: nearer, and as much may be on its way as the target has room for.
 FAR_SECONDS = 0.005
+#: Seconds within which a connection that has ended unnoticed is known to have, once something is sent.
+SOON_SECONDS = 6
 
 #: Why a password that is there is not sent.
 WITHHELD = 'its host key is not the one that is known, so no password is sent'
@@ -502,9 +504,9 @@ class SshWayIn(WayIn):
                 raise self.error('SD-709', path=path, detail=error.strerror or error) from None
         self._new_keys = []
 
-    def hurry(self, seconds: float) -> None:
+    def notice_silence(self) -> None:
         """See ``WayIn``."""
-        self._client.answer_seconds = seconds
+        self._client.notice_silence(SOON_SECONDS)
 
     def sign_in(self) -> None:
         """With what ``credentials`` tells, one after the other."""

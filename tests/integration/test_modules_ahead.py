@@ -52,13 +52,12 @@ def test_modules_are_there_ahead_of_their_tasks(controller: Controller, linux_ta
 
 @pytest.mark.xdist_group("controllers")
 @pytest.mark.parametrize(
-    ("login", "become", "explicit", "other"),
-    [("root", False, True, None), ("operator", True, True, None), ("operator", False, False, None), ("root", False, True, OLDEST),
-     ("operator", True, False, NEWEST)],
-    ids=["root", "sudo", "found out", "oldest", "newest, sudo, found out"],
-)  # fmt: skip
+    ("login", "explicit", "other"),
+    [("root", True, None), ("operator", True, None), ("operator", False, None), ("root", True, OLDEST), ("operator", False, NEWEST)],
+    ids=["root", "another user", "found out", "oldest", "newest, found out"],
+)
 def test_the_interpreter_is_there_before_the_first_module(
-    controller: Controller, linux_target: Any, tmp_path: Path, login: str, become: bool, explicit: bool, other: Other | None,
+    controller: Controller, linux_target: Any, tmp_path: Path, login: str, explicit: bool, other: Other | None,
 ) -> None:  # fmt: skip
     """After the first command of any kind; and it is the one by which modules are run then."""
     environment = {"ANSIBLE_HOME": f"{tmp_path}/home", "ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle"}
@@ -66,10 +65,21 @@ def test_the_interpreter_is_there_before_the_first_module(
     words = tmp_path / "variables.json"
     variables = {"ansible_user": login, "ansible_password": linux_target.password(login)}
     words.write_text(json.dumps(variables | ({"ansible_python_interpreter": "/usr/bin/python3"} if explicit else {})))
-    tasks = [count("templates", 3), count("before", what=BEGUN),
+    tasks = [{"name": "first", "ansible.builtin.raw": "true"}, count("templates", 3), count("before", what=BEGUN),
              *({"name": f"command {number}", "ansible.builtin.command": "id -un"} for number in range(2)), count("after", what=BEGUN)]  # fmt: skip
-    tasks = [{"name": "first", "ansible.builtin.raw": "true"}, *({**task, "become": become} for task in tasks)]
     played = play(controller, tmp_path, tasks, "-e", f"@{words}", environment=environment).well()
     assert played["linux1", "before"]["stdout"].strip() == "1"
-    assert played["linux1", "command 1"]["stdout"] == ("root" if become else login)
+    assert played["linux1", "command 1"]["stdout"] == login
     assert played["linux1", "after"]["stdout"].strip() == "1", "modules came with another command line than foreseen"
+
+
+def test_nobody_becomes_another_before_the_first_module(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """Who may is for the tasks to find out. Nor does a play without modules get an interpreter, whatever the one before it has."""
+    variables = ["-e", json.dumps({"ansible_user": "operator", "ansible_password": linux_target.password("operator")})]
+    environment = {"ANSIBLE_HOME": f"{tmp_path}/home", "ANSIBLE_CALLBACKS_ENABLED": "recorded,sojourn.deploy.lifecycle"}
+    log = "journalctl --no-pager -o cat | grep -c 'operator : .*BECOME-SUCCESS' || true"
+    before = linux_target.exec(["sh", "-c", log]).stdout
+    tasks = [{"name": "first", "ansible.builtin.raw": "sleep 2"}, {"name": "none", "ansible.builtin.raw": COUNT},
+             {"name": "no", "ansible.builtin.command": "true", "become": True, "become_user": "{{ 'a' if 1 > 3 else 'visitor' }}", "when": False}]  # fmt: skip
+    played = play(controller, tmp_path, tasks, *variables, environment=environment).well()
+    assert played["linux1", "none"]["stdout"].strip() == "0" and linux_target.exec(["sh", "-c", log]).stdout == before

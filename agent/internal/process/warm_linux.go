@@ -35,6 +35,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"sojourn.example/agent/internal/account"
 )
 
 const (
@@ -202,9 +204,14 @@ func (w *warmer) ready(r *Request, interpreters []string, beginning []byte) {
 	for n := range s.arguments {
 		s.arguments[n] = strings.ReplaceAll(s.arguments[n], interpreterMark, path)
 	}
-	if i := w.interpreter(s.key(), s); i != nil {
+	key := s.key()
+	if i := w.interpreter(key, s); i != nil {
 		i.begins(beginning)
+		return
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.failed, key) // what kept it may be what the play is about to mend: a module finds out for itself
 }
 
 // foresee starts the interpreter of a module that is still on its way, where there is none of any kind yet.
@@ -229,11 +236,18 @@ var plainPath = regexp.MustCompile(`^/[0-9A-Za-z_./+-]+$`)
 // first is where the first of these programs is that there are; "": there is none, or none whose path can be written into a command line.
 func (s *setting) first(programs []string) string {
 	for _, name := range programs {
-		path, err := lookPath(name, s.directory, s.environment)
-		if err != nil {
-			continue
-		}
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		var path string
+		err := account.Do(s.who, func() (err error) {
+			if path, err = lookPath(name, s.directory, s.environment); err != nil {
+				return err
+			}
+			info, err := os.Stat(path)
+			if err == nil && (!info.Mode().IsRegular() || info.Mode()&0o111 == 0) {
+				err = os.ErrPermission
+			}
+			return err
+		})
+		if err == nil {
 			if plainPath.MatchString(path) {
 				return path
 			}

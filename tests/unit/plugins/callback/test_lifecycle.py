@@ -124,12 +124,12 @@ for name in ("ssh", "smb", "winrm"):
     full = f"ansible_collections.sojourn.deploy.plugins.connection.{name}"
     assert full in sys.modules and C.config.has_configuration_definition("connection", full)
 tasks = [N(action="ansible.builtin.find", collections=None)]
-callback.v2_playbook_on_play_start(N(_uuid="1", gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])]))
+callback.v2_playbook_on_play_start(N(_uuid="1", serial=[], strategy="linear", gather_facts=False, compile=lambda: [N(block=tasks, rescue=[], always=[])]))
 assert "command" in module_loader._plugin_path_cache[".py"], "it was looked for, so that workers need not"
 pid, = callback._packing
 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 assert [name for name in os.listdir(sys.argv[1] + "/ansiballz_cache") if name.startswith("ansible.modules.find-")]
-callback.v2_playbook_on_play_start(N(_uuid="2", gather_facts=False, compile=lambda: os.read(os.pipe()[0], 1)))
+callback.v2_playbook_on_play_start(N(_uuid="2", serial=[], strategy="linear", gather_facts=False, compile=lambda: os.read(os.pipe()[0], 1)))
 assert len(callback._packing) == 1 and callback._packing[0] != pid, "the first has been waited for"
 last, = callback._packing
 callback.v2_playbook_on_stats(None)

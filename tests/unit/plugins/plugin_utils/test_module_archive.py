@@ -324,9 +324,14 @@ def test_what_modules_are_run_by_is_of_the_play_that_is_on() -> None:
     assert to_come.expected is None
     to_come.add(program, 1, by)
     assert to_come.expected == (*by, program[: program.index(b"UEsDB")])
-    to_come.add(b"no module", 2, Likely("another", ()))
+    to_come.add(b"no module", 1, Likely("another", ()))
     assert to_come.expected is not None and to_come.expected[:2] == by
-    to_come.add(program, 2)
-    assert to_come.expected is None
+    to_come.add(b"", 2, by)
+    assert to_come.expected is None and not to_come.all(), "another play has begun"
     to_come.add(program, 1, by)
-    assert to_come.expected is None, "an earlier play's came late"
+    assert to_come.expected is None and not to_come.all(), "an earlier one's came late"
+
+
+def test_an_interpreter_is_asked_for_once() -> None:
+    archives = Archives()
+    assert [archives.ask_interpreter() for unused in range(3)] == [True, False, False]

@@ -569,9 +569,12 @@ class StepwiseWayIn(TunnelWayIn):
     #: Errors that sign-ins come to, one each.
     refusals: list[str]
     signed_in: list[str | None]
+    made: list[StepwiseWayIn]
     #: Whether the connection is there after such an error.
     stays = True
-    hurried: float | None = None
+    signed_in_here = False
+    #: Whether it was to notice soon, before it signed in, that it had ended.
+    soon = False
 
     connect = WayIn.connect
 
@@ -579,8 +582,8 @@ class StepwiseWayIn(TunnelWayIn):
     def alive(self) -> bool:
         return self.stays
 
-    def hurry(self, seconds: float) -> None:
-        self.hurried = seconds
+    def notice_silence(self) -> None:
+        self.soon = not self.signed_in_here
 
     def resolve(self) -> None:
         self.note("resolve")
@@ -593,6 +596,7 @@ class StepwiseWayIn(TunnelWayIn):
         self.note("admit")
 
     def sign_in(self) -> None:
+        self.signed_in_here = True
         self.signed_in.append(self.target.password)
         self.note("sign_in")
         if self.refusals:
@@ -616,6 +620,7 @@ def stepwise(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Stepw
         made.append(Way(host, target, run))
         return made[-1]
 
+    Way.made = made
     monkeypatch.setattr(session_module, "make_way_in", way_in)
     yield Way
     settle()
@@ -698,8 +703,9 @@ def test_what_the_target_has_closed_meanwhile_is_made_anew(host: Host, stepwise:
     session = near_its_end(host)
     stepwise.refusals.append(code)
     assert session.remove() == {"changed": True, "removed": ["service x"]}
-    assert ways_in(host) == [*IN_AGAIN, *IN_AGAIN, "wait_removed", "release", "release"]
+    assert ways_in(host) == [*IN_AGAIN, "release", *IN_AGAIN, "wait_removed", "release"], "one at a time: a service may let in only so many"
     assert host.reminded == 2, "each for itself"
+    assert [way.soon for way in stepwise.made[-2:]] == [True, False]
 
 
 def test_what_could_not_be_begun_is_made_at_the_end(host: Host, stepwise: type[StepwiseWayIn]) -> None:
@@ -730,16 +736,15 @@ def test_what_has_ended_unnoticed_is_no_refusal(host: Host, stepwise: type[Stepw
     stepwise.refusals.append("SD-301")
     monkeypatch.setattr(stepwise, "stays", False)
     assert session.remove()["changed"]
-    assert ways_in(host) == [*IN_AGAIN, *IN_AGAIN, "wait_removed", "release", "release"]
+    assert ways_in(host) == [*IN_AGAIN, "release", *IN_AGAIN, "wait_removed", "release"]
 
 
-def test_only_who_has_another_way_is_in_a_hurry(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch) -> None:
-    signed_in: list[float | None] = []
-    monkeypatch.setattr(stepwise, "sign_in", lambda self: signed_in.append(self.hurried) or StepwiseWayIn.sign_in(self))
+def test_what_an_end_expects_is_given_up_where_the_agent_is_lost(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    """It is in the way of who looks for that: a service may let in only so many."""
     session = near_its_end(host)
-    signed_in.clear()
-    stepwise.refusals.append("SD-205")
-    assert session.remove()["changed"] and signed_in == [session_module.RETURN_SECONDS, None]
+    session._lose(session._channel)
+    settle()
+    assert ways_in(host)[-1] == "release" and session._way_back is not None and not session._way_back.there
 
 
 def test_a_password_that_the_run_has_changed_is_tried_by_a_connection_of_its_own(host: Host, stepwise: type[StepwiseWayIn]) -> None:
@@ -757,12 +762,8 @@ def test_what_was_begun_by_options_that_are_others_now_is_released(host: Host, s
     session = near_its_end(host, password="first")
     changed = Target.make("ssh", "::1", host="web1", password="second")
     if proven:
-        session._recover = lambda channel: None  # type: ignore[method-assign]
-        host.calls["RenewLease"] = lambda **unused: (_ for _ in ()).throw(SojournError("SD-503", detail="gone"))
-        host.placed = None
-        session._lose(session._channel)
+        session._proven, session._rights = changed, None
     session.deploy(changed)
-    host.calls.pop("RenewLease", None)
     host.events.clear()
     stepwise.signed_in.clear()
     assert session.remove()["changed"] and stepwise.signed_in == ["second" if proven else "first"]
@@ -992,13 +993,30 @@ def test_modules_are_sent_ahead_once_one_has_run(host: Host, wrong: str) -> None
     assert (max(sizes[-2:]) > 100) == bool(wrong)
 
 
-@pytest.mark.parametrize("foreseen", ["", "nothing", "wrong", "for no task"])
+def test_what_is_known_to_come_only_later_goes_ahead_with_any_command(host: Host) -> None:
+    """They are packed beside the first tasks, of which there may be few with modules."""
+    coming = module_archive.Coming()
+    session = make(host, coming=coming)
+    kept = threading.Event()
+    host.calls["KeepArchive"] = lambda **unused: kept.set()
+    host.calls["Execute"] = lambda **unused: execution(b"done")
+    run(session, command_line="python3", warm=True, data=packed("stat"))
+    run(session, command_line="true")
+    assert not kept.is_set()
+    coming.add(packed("copy"))
+    run(session, command_line="true")
+    assert kept.wait(60)
+
+
+@pytest.mark.parametrize("foreseen", ["", "nothing", "wrong", "for no task", "on Windows"])
 def test_an_interpreter_is_ready_before_the_first_module(host: Host, foreseen: str) -> None:
     """Where it is known by what modules will come, a task's first command is enough."""
     coming = module_archive.Coming()
     for name in ("stat", "copy"):
         coming.add(b"begins " + packed(name), by=None if foreseen == "nothing" else Likely("/bin/sh -c @interpreter@", ("python3", "/a/b")))
     session = make(host, coming=coming)
+    if foreseen == "on Windows":
+        host.calls["GetInfo"] = lambda: {"folder": "C:/x", "operating_system": "windows", "service_name": "x"}
     asked: list[tuple[str, dict[str, Any]]] = []
 
     def prepare(**arguments: Any) -> None:
@@ -1014,7 +1032,7 @@ def test_an_interpreter_is_ready_before_the_first_module(host: Host, foreseen: s
         for thread in threading.enumerate():
             if thread.name.startswith("ahead"):
                 thread.join(60)
-    if foreseen in ("nothing", "for no task"):
+    if foreseen in ("nothing", "for no task", "on Windows"):
         assert not asked
         return
     assert asked[0] == ("PrepareInterpreter", {"CommandLine": "/bin/sh -c @interpreter@", "Interpreter": ["python3", "/a/b"],

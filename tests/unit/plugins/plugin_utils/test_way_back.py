@@ -140,7 +140,8 @@ def test_what_is_taken_in_the_last_moment_is_not_released(monkeypatch: pytest.Mo
     with back._lock:
         way.open.set()
         assert not way.released.wait(0.5)
-        back._taken.set()
+        back._taken = True
+        back._decided.set()
     wait_end()
     assert way.events == ["resolve", "reach"]
 
