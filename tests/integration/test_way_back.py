@@ -92,8 +92,8 @@ def test_what_sshd_has_closed_meanwhile_is_made_anew(controller: Controller, lin
     with sshd(controller, linux_target, LoginGraceTime="2"):
         before = sign_ins(linux_target)
         played = run(controller, tmp_path, "true", LOOK_AND_STAY)
-        port, seconds, *left = lines(played, "1")
-        assert port != "nobody" and not left and float(seconds) < WAIT_SECONDS - 1
+        port, unused_seconds, *left = lines(played, "1")
+        assert port != "nobody" and not left
         again = sign_ins(linux_target, len(before) + 2)[len(before) :]
         assert len(again) == 2 and port not in again and removed_well(played)
 
