@@ -79,9 +79,11 @@ def test_of_a_play_that_is_wrong_nobody_knows_the_last_task() -> None:
     assert module_cache.last_task(SimpleNamespace(compile=bad)) is None
 
 
+# In a process of its own, as a run is.
 LIKELY = """
-import json, os, sys
-from ansible import constants as C
+import json, sys
+from ansible import context
+from ansible.module_utils.common.collections import ImmutableDict
 from ansible.plugins.loader import init_plugin_loader
 init_plugin_loader()
 from ansible.inventory.manager import InventoryManager
@@ -89,94 +91,91 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.playbook.play import Play
 from ansible.vars.manager import VariableManager
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import module_cache
-host, play, asked = json.load(sys.stdin)
-from ansible import context
-from ansible.module_utils.common.collections import ImmutableDict
-context.CLIARGS = ImmutableDict(asked)
-loader = DataLoader()
-inventory = InventoryManager(loader, sources=['one,two,'])
-for name, value in {'ansible_connection': 'sojourn.deploy.ssh', **host}.items():
-    inventory.get_host('one').set_variable(name, value)
-inventory.get_host('two').set_variable('ansible_connection', 'sojourn.deploy.ssh')
-variables = VariableManager(loader, inventory)
-made = Play.load({'hosts': 'all', **play}, variable_manager=variables, loader=loader)
-print(json.dumps(module_cache.likely(made)))
+found = []
+for host, play, asked in json.load(sys.stdin):
+    context.CLIARGS = ImmutableDict(asked)
+    loader = DataLoader()
+    inventory = InventoryManager(loader, sources=['one,two,'])
+    for name, value in {'ansible_connection': 'sojourn.deploy.ssh', **host}.items():
+        inventory.get_host('one').set_variable(name, value)
+    inventory.get_host('two').set_variable('ansible_connection', 'sojourn.deploy.ssh')
+    variables = VariableManager(loader, inventory)
+    found.append(module_cache.likely(Play.load({'hosts': 'all', **play}, variable_manager=variables, loader=loader)))
+print(json.dumps(found))
 """
 PYTHON = {"ansible_python_interpreter": "/usr/bin/python3.9"}
-FIRST: dict[str, Any] = {"gather_facts": False, "tasks": [{"raw": "true"}, {"command": "true"}]}
+MODULE = {"command": "true"}
+FIRST: dict[str, Any] = {"gather_facts": False, "tasks": [{"raw": "true"}, MODULE]}
+Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
-def likely(tmp_path: Path, host: dict[str, Any], play: dict[str, Any], asked: dict[str, Any] | None = None, **variables: str) -> Any:
+def likely(tmp_path: Path, cases: list[Case], **variables: str) -> list[Any]:
+    """Of each: the first host's variables, the play, what was said on the command line."""
     environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home"), **variables}
-    text = json.dumps([host, play, asked or {}])
-    done = subprocess.run([sys.executable, "-c", LIKELY], env=environment, input=text, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.replace(" && sleep 0", ""))  # of which newer ones do without
+    done = subprocess.run([sys.executable, "-c", LIKELY], env=environment, input=json.dumps(cases), capture_output=True, text=True, check=True)
+    found: list[Any] = json.loads(done.stdout.replace(" && sleep 0", "").replace("'", ""))  # of which newer ones do without
+    assert len(found) == len(cases)
+    return found
+
+
+PLAIN = ["/bin/sh -c @interpreter@", ["/usr/bin/python3.9"]]
+LOCAL = [{**MODULE, "become": True, "delegate_to": "localhost"}, {**MODULE, "connection": "local"}]
+RESCUED = {"block": [{"debug": {"msg": "x"}}], "rescue": [{**MODULE, "become": True}]}
 
 
 def test_by_what_modules_will_be_run_is_known_beforehand(tmp_path: Path) -> None:
     """That it is what Ansible says then, test_modules_ahead shows."""
-    plain = ["/bin/sh -c @interpreter@", ["/usr/bin/python3.9"]]
-    assert likely(tmp_path, PYTHON, FIRST)[0].replace("'", "") == plain[0]
-    plain[0] = likely(tmp_path, PYTHON, FIRST)[0]
-    assert likely(tmp_path, PYTHON, FIRST) == plain
-    assert likely(tmp_path, {**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True}) == plain, "as whom it is anyway"
-    assert likely(tmp_path, PYTHON, {"gather_facts": False, "tasks": [{"raw": "true", "become": True}, {"command": "true"}]}) == plain
-    assert likely(tmp_path, PYTHON, {"tasks": [{"command": "true", "become": True}]}) == plain, "the facts come first"
-    local = [{"command": "true", "become": True, "delegate_to": "localhost"}, {"command": "true", "connection": "local"}]
-    rescued = {"block": [{"debug": {"msg": "x"}}], "rescue": [{"command": "true", "become": True}]}
-    assert likely(tmp_path, PYTHON, {"gather_facts": False, "tasks": [*local, rescued, {"command": "true"}]}) == plain, "the first that is for this host"
-    assert likely(tmp_path, {}, FIRST, ANSIBLE_PYTHON_INTERPRETER="/usr/bin/python3.9") == plain
-    assert likely(tmp_path, {"ansible_connection": "local"}, FIRST, ANSIBLE_PYTHON_INTERPRETER="/usr/bin/python3.9") == plain, "of the first that is reached so"
+    cases: dict[str, Case] = {
+        "plain": (PYTHON, FIRST, {}),
+        "as whom it is anyway": ({**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True}, {}),
+        "raw is no module": (PYTHON, {"gather_facts": False, "tasks": [{"raw": "true", "become": True}, MODULE]}, {}),
+        "the facts come first": (PYTHON, {"tasks": [{**MODULE, "become": True}]}, {}),
+        "the first that is for this host": (PYTHON, {"gather_facts": False, "tasks": [*LOCAL, RESCUED, MODULE]}, {}),
+    }
+    assert dict(zip(cases, likely(tmp_path, list(cases.values())), strict=True)) == dict.fromkeys(cases, PLAIN)
+    configured = likely(tmp_path, [({}, FIRST, {}), ({"ansible_connection": "local"}, FIRST, {})], ANSIBLE_PYTHON_INTERPRETER="/usr/bin/python3.9")
+    assert configured == [PLAIN, PLAIN], "of the first that is reached so"
 
 
-@pytest.mark.parametrize("how", [{}, {"ansible_python_interpreter": "auto_silent"}, {"ansible_interpreter_python_fallback": ["python4", "/opt/python"]}])
-def test_an_interpreter_is_looked_for_where_ansible_will(tmp_path: Path, how: dict[str, Any]) -> None:
-    found = likely(tmp_path, how, FIRST)
+def test_an_interpreter_is_looked_for_where_ansible_will(tmp_path: Path) -> None:
+    names = ["python4", "/opt/python"]
+    hosts: list[dict[str, Any]] = [{}, {"ansible_python_interpreter": "auto_silent"}, {"ansible_interpreter_python_fallback": names}]
+    usual, silent, other = likely(tmp_path, [(host, FIRST, {}) for host in hosts])
     if "_INTERPRETER_PYTHON_DISTRO_MAP" in C.config.get_configuration_definitions():
-        assert found is None, "there a list of systems decides"
+        assert usual is silent is other is None, "there a list of systems decides"
         return
-    assert found[0].replace("'", "") == "/bin/sh -c @interpreter@"
-    assert found[1] == how.get("ansible_interpreter_python_fallback", found[1]) and len(found[1]) > 1 and set(found[1]) & {"/usr/bin/python3", "/opt/python"}
+    assert usual == silent and usual[0] == PLAIN[0] and len(usual[1]) > 1 and "/usr/bin/python3" in usual[1]
+    assert other == [PLAIN[0], names]
 
 
-MODULE = {"command": "true"}
-
-
-@pytest.mark.parametrize(
-    ("host", "play", "asked", "variables"),
-    [
-        ({"ansible_python_interpreter": "auto_legacy"}, FIRST, {}, {}),
-        ({"ansible_python_interpreter": "{{ found }}"}, FIRST, {}, {}),
-        ({"ansible_python_interpreter": "/usr/bin/env python3"}, FIRST, {}, {}),
-        ({**PYTHON, "ansible_become": True}, FIRST, {}, {}),
-        ({"ansible_connection": "ssh"}, {**FIRST, "hosts": "one"}, {}, {}),
-        ({**PYTHON, "ansible_shell_type": "fish"}, FIRST, {}, {}),
-        ({**PYTHON, "ansible_sojourn_warm_interpreter": False}, FIRST, {}, {}),
-        ({**PYTHON, "ansible_pipelining": False}, FIRST, {}, {}),
-        (PYTHON, FIRST, {}, {"SOJOURN_WARM_INTERPRETER": "false"}),
-        (PYTHON, {**FIRST, "become": True}, {}, {}),
-        (PYTHON, {**FIRST, "become": "{{ wanted }}"}, {}, {}),
-        (PYTHON, {**FIRST, "become": True, "become_user": "{{ 'a' if n > 3 else 'root' }}"}, {}, {}),
-        ({**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True, "become_user": "other"}, {}, {}),
-        (PYTHON, {"become": True, "tasks": [{**MODULE, "become": False}]}, {}, {}),
-        (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "become": True}]}, {}, {}),
-        (PYTHON, {"gather_facts": False, "tasks": [{"block": [MODULE], "become": True}]}, {}, {}),
-        (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "vars": {"ansible_become": True}}]}, {}, {}),
-        (PYTHON, FIRST, {"become": True}, {}),
-        (PYTHON, FIRST, {}, {"ANSIBLE_BECOME": "true"}),
-        ({**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True}, {}, {"ANSIBLE_BECOME_ALLOW_SAME_USER": "true"}),
-        (PYTHON, {"gather_facts": False, "tasks": [{"raw": "true"}, {"debug": {"msg": "x"}}]}, {}, {}),
-        (PYTHON, {**FIRST, "hosts": "nobody"}, {}, {}),
-    ],
-    ids=["an old way", "a template", "two words", "a variable", "another connection", "another shell", "off", "files", "off for all", "become", "become maybe",
-         "become whom", "become another", "facts become", "a task becomes", "a block becomes", "a task's variable", "asked to become", "all become",
-         "even the same", "no module", "nobody"],
-)  # fmt: skip
-def test_by_what_modules_will_be_run_is_not_guessed_at(
-    tmp_path: Path, host: dict[str, Any], play: dict[str, Any], asked: dict[str, Any], variables: dict[str, str],
-) -> None:  # fmt: skip
+def test_by_what_modules_will_be_run_is_not_guessed_at(tmp_path: Path) -> None:
     """Least of all where somebody would become another: what is refused is written down, and told to somebody."""
-    assert likely(tmp_path, host, play, asked, **variables) is None
+    cases: dict[str, Case] = {
+        "an old way": ({"ansible_python_interpreter": "auto_legacy"}, FIRST, {}),
+        "a template": ({"ansible_python_interpreter": "{{ found }}"}, FIRST, {}),
+        "two words": ({"ansible_python_interpreter": "/usr/bin/env python3"}, FIRST, {}),
+        "a variable": ({**PYTHON, "ansible_become": True}, FIRST, {}),
+        "another connection": ({"ansible_connection": "ssh"}, {**FIRST, "hosts": "one"}, {}),
+        "another shell": ({**PYTHON, "ansible_shell_type": "fish"}, FIRST, {}),
+        "off": ({**PYTHON, "ansible_sojourn_warm_interpreter": False}, FIRST, {}),
+        "files": ({**PYTHON, "ansible_pipelining": False}, FIRST, {}),
+        "become": (PYTHON, {**FIRST, "become": True}, {}),
+        "become maybe": (PYTHON, {**FIRST, "become": "{{ wanted }}"}, {}),
+        "become whom": (PYTHON, {**FIRST, "become": True, "become_user": "{{ 'a' if n > 3 else 'root' }}"}, {}),
+        "become another": ({**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True, "become_user": "other"}, {}),
+        "facts become": (PYTHON, {"become": True, "tasks": [{**MODULE, "become": False}]}, {}),
+        "a task becomes": (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "become": True}]}, {}),
+        "a block becomes": (PYTHON, {"gather_facts": False, "tasks": [{"block": [MODULE], "become": True}]}, {}),
+        "a task's variable": (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "vars": {"ansible_become": True}}]}, {}),
+        "asked to become": (PYTHON, FIRST, {"become": True}),
+        "no module": (PYTHON, {"gather_facts": False, "tasks": [{"raw": "true"}, {"debug": {"msg": "x"}}]}, {}),
+        "nobody": (PYTHON, {**FIRST, "hosts": "nobody"}, {}),
+    }
+    assert dict(zip(cases, likely(tmp_path, list(cases.values())), strict=True)) == dict.fromkeys(cases)
+    root: Case = ({**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True}, {})
+    assert likely(tmp_path, [(PYTHON, FIRST, {})], SOJOURN_WARM_INTERPRETER="false") == [None]
+    assert likely(tmp_path, [(PYTHON, FIRST, {})], ANSIBLE_BECOME="true") == [None]
+    assert likely(tmp_path, [root, (PYTHON, FIRST, {})], ANSIBLE_BECOME_ALLOW_SAME_USER="true") == [None, PLAIN]
 
 
 # In a process of its own, for Ansible's loader of collections is there once for all.
