@@ -23,7 +23,7 @@ description:
   - It makes runs faster as well. The broker is started, and loads its libraries, while Ansible prepares the first task. The connection
     plugins are loaded once, and not again by the worker of each task on each host, as Ansible does with its own; and modules are packed for
     the target beside the first tasks. By SSH, a target gets the play's modules, and has the interpreter for them ready, before their tasks
-    come to it. When the last task begins, what the end will need is begun beside it.
+    come to it; and when the last task begins, the connection that the end will need is begun beside it.
   - At the start of a run it tells what became of the packages of earlier runs that were cut off and could tell nobody.
 options:
   bundle_copies:

@@ -323,7 +323,8 @@ class Broker:
             sessions = list(self._sessions.values())
         if len(sessions) <= MOST_EXPECTED:
             for session in sessions:
-                session.expect_end()
+                with contextlib.suppress(RuntimeError):  # no more threads: then it is done at the end
+                    session.expect_end()
 
     def installation_ended(self, key: str | None, end: t.Any, heard: bool) -> None:
         """An installation's process has ended; ``heard``: its caller is there, and will say what it makes of that, if it comes to it."""
@@ -500,7 +501,7 @@ def _note(call: Call) -> str:
 
 def _module(call: Call) -> None:
     by = call.arguments.get('by')
-    call.broker.announce(call.payload(), int(call.arguments['play']), broker_client.Likely(*by) if by else None)
+    call.broker.announce(call.payload(), int(call.arguments['play']), broker_client.Likely(str(by[0]), tuple(by[1])) if by else None)
 
 
 def _expect_end(call: Call) -> None:

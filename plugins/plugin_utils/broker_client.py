@@ -540,7 +540,7 @@ class Agent:
     def execute(self, arguments: t.Sequence[str] | None = None, *, command_line: str | None = None, directory: str | None = None,
                 environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
                 timeout: float | None = None, safe_to_kill: bool = False, may_outlive: bool = False, warm: bool = False, terminal: bool = False,
-                on_output: t.Callable[[str, bytes], None] | None = None, converse: t.Callable[[str, bytes], Input | None] | None = None,
+                before_modules: bool = False, on_output: t.Callable[[str, bytes], None] | None = None, converse: t.Callable[[str, bytes], Input | None] | None = None,
                 patience: Patience | None = None, installation: Installation | None = None) -> dict[str, t.Any]:
         """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
 
@@ -550,6 +550,7 @@ class Agent:
         beside ``converse``; who has run out of it gets ``Overdue``, and the process's tree is killed. ``safe_to_kill``: may be killed when the lease ends;
         ``may_outlive``: goes on by itself then, its streams closed; else the agent waits for its end.
         ``warm``: the input may be a module, which an interpreter that the agent keeps warm may run.
+        ``before_modules``: modules may come after it by which the agent may keep an interpreter warm.
         ``terminal``: on Linux a command line finds one at /dev/tty, beside its standard streams; what it shows there comes with 'stderr'.
         If the caller is interrupted, the process's whole tree is killed; with ``installation`` only by a task's timeout: where the run is
         cancelled it finishes. Should the broker be killed meanwhile, the same call once more takes up the process that is there.
@@ -562,7 +563,8 @@ class Agent:
             'command_line': command_line, 'directory': directory,
             'environment': {str(name): str(value) for name, value in environment.items()} if environment else None,
             'user': user, 'has_input': input_data is not None, 'timeout': timeout, 'safe_to_kill': bool(safe_to_kill),
-            'may_outlive': bool(may_outlive), 'warm': bool(warm), 'terminal': bool(terminal), 'keep_input_open': converse is not None,
+            'may_outlive': bool(may_outlive), 'warm': bool(warm), 'terminal': bool(terminal), 'before_modules': bool(before_modules),
+            'keep_input_open': converse is not None,
         }, installation, input_data, on_output, converse, patience)
 
     def follow(self, installation: Installation, on_output: t.Callable[[str, bytes], None] | None = None) -> dict[str, t.Any]:

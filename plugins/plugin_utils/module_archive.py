@@ -111,9 +111,9 @@ class Coming:
         self._lock = threading.Lock()
 
     def add(self, program: bytes, play: int = 0, by: Likely | None = None) -> None:
-        """A module's program, of which only the archive counts, and what is before it. What has none as Ansible makes it, or comes when there are enough,
+        """A module's program, of which only the archive counts, and what is before it. What has none as Ansible makes it, or is one too many, is passed over.
 
-        is passed over. ``play`` counts the run's plays: those of an earlier one are forgotten, whatever comes. ``by``: see ``expected``.
+        ``play`` counts the run's plays: those of an earlier one are forgotten, whatever comes. ``by``: see ``expected``.
         """
         archive = find(program)
         with self._lock:

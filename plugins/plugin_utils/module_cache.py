@@ -125,7 +125,8 @@ def _child(play: t.Any, bundle_copies: bool, parent: int, nth: int, ahead: bool)
                     break  # it is starting still
             del announced[0]
 
-    announce()
+    with contextlib.suppress(Exception):
+        announce()
     for name, collections in modules(play, bundle_copies):
         if os.getppid() != parent:
             return
@@ -166,12 +167,12 @@ def likely(play: t.Any) -> Likely | None:
     with contextlib.suppress(Exception):  # a guess: what it is not, the first module tells
         task, plugin = _first_with_module(play), connection_loader.get(SSH, class_only=True)
         variables = play.get_variable_manager()
-        for host in variables._inventory.get_hosts(play.hosts)[:LOOKED_AT] if task is not None else ():
+        for host in variables._inventory.get_hosts(play.hosts)[:LOOKED_AT] if task is not None and not C.DEFAULT_KEEP_REMOTE_FILES else ():
             found = variables.get_vars(play=play, host=host)
             if str(found.get('ansible_connection') or play.connection) != SSH:
                 continue
             interpreters = _interpreters(found)
-            if interpreters and not OTHERWISE & set(found) and not _becomes(task, found) and all(
+            if interpreters and not OTHERWISE & set(found) and not task.environment and not _becomes(task, found) and all(
                     C.config.get_config_value(option, plugin_type='connection', plugin_name=plugin._load_name, variables=found) for option in NEEDED):
                 return Likely(_Asked(task).command_line(), interpreters)
             break
@@ -184,7 +185,7 @@ def _first_with_module(play: t.Any) -> t.Any:
         return play
     for item in _tasks(play, rescue=False):
         if any(_names(item.action, False)) and item.delegate_to is None and item.connection in (None, play.connection):
-            return item if not OTHERWISE & set(item.vars) and 'ansible_python_interpreter' not in item.vars else None
+            return item if not {*OTHERWISE, 'ansible_python_interpreter'} & set(item.get_vars()) and not item.async_val else None
     return None
 
 

@@ -178,6 +178,13 @@ def notice_silence(connection: socket.socket, seconds: int = SILENCE_SECONDS) ->
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def bear_silence(connection: socket.socket) -> None:
+    """Takes ``notice_silence`` back: how long that lasts is the kernel's again."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
+    if hasattr(socket, 'TCP_USER_TIMEOUT'):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+
+
 def round_trip(connection: socket.socket) -> float | None:
     """Seconds there and back, as the kernel has measured it while it connected (tcp(7), TCP_INFO); None: it does not tell.
 

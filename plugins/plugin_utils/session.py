@@ -582,8 +582,9 @@ class Session:
 
     def _lose(self, channel: t.Any) -> None:
         if self._channel is channel and not self._lost:
-            if self._way_back is not None:
-                self._way_back.give_up()
+            begun = self._way_back
+            if begun is not None:
+                begun.give_up()
             self._lost_since = time.monotonic()
             self._lost = True  # the next call deploys anew, or the keeper does
             with self._wake:
@@ -945,17 +946,17 @@ class Session:
         except BaseException:
             self._put_back_released(released)  # it may not have arrived; to release twice is no harm
             raise
-        self._look_ahead(channel, archive is not None, bool(arguments.get('may_outlive')))
+        self._look_ahead(channel, archive is not None, bool(arguments.get('before_modules')))
         return result
 
-    def _look_ahead(self, channel: channel_module.Channel, module: bool, task: bool) -> None:
-        """Has what modules to come will need sent: once one has come, or, after a task's other command, where it is known by what they will be run."""
+    def _look_ahead(self, channel: channel_module.Channel, module: bool, before_modules: bool) -> None:
+        """Has what modules to come will need sent: once one has come, or, after another command, where it is known by what they will be run."""
         if not channel.archives.wanting(self._coming):
             return
         expected = None
         if not module and not channel.archives.in_use:
             expected = self._coming.expected
-            if expected is None or not task or self._info.get('operating_system') != 'linux' or not channel.archives.ask_interpreter():
+            if expected is None or not before_modules or self._info.get('operating_system') != 'linux' or not channel.archives.ask_interpreter():
                 return
         with contextlib.suppress(RuntimeError):  # no more threads: then modules bring their own
             threading.Thread(target=self._send_ahead, args=(channel, expected), name=f'ahead {self.target.host}', daemon=True).start()
@@ -968,11 +969,8 @@ class Session:
         endpoint = channel.endpoint
         try:
             with contextlib.closing(self._open_channel(endpoint.peer, endpoint.fingerprint, tunnel=endpoint.tunnel)) as beside:
-                if expected is not None:
-                    beside.call(
-                        'PrepareInterpreter', patience=0, CommandLine=expected.command_line, Interpreter=list(expected.interpreters),
-                        Environment=[{'Name': name, 'Value': value} for name, value in self._environment.items()] or None,
-                        User=self._user(LOGIN_USER), Beginning=expected.beginning)
+                if expected is not None and not self._prepare_interpreter(beside, expected):
+                    return
                 for order in channel.archives.ahead(self._coming):
                     if self._channel is not channel or self._ended.is_set():
                         break
@@ -988,6 +986,18 @@ class Session:
         except Exception:
             channel.archives.no_more_ahead()
             log.exception('%s: sending ahead', self.target.host)
+
+    def _prepare_interpreter(self, channel: channel_module.Channel, expected: module_archive.Expected) -> bool:
+        """Whether the agent has done what it could. Where it has not, what is known of modules goes with them, as without."""
+        try:
+            channel.call(
+                'PrepareInterpreter', patience=0, CommandLine=expected.command_line, Interpreter=list(expected.interpreters),
+                Environment=[{'Name': name, 'Value': value} for name, value in self._environment.items()] or None,
+                User=self._user(LOGIN_USER), Beginning=expected.beginning)
+            return True
+        except SojournError as error:
+            log.info('%s: no interpreter was made ready: %s', self.target.host, error)
+            return False
 
     def _start_module(self, channel: channel_module.Channel, execute: t.Callable[..., t.Any], data: bytes, archive: slice, job: Job) -> t.Any:
         """Sends a module without what the agent has kept of earlier ones, which is most of it."""
@@ -1065,7 +1075,9 @@ class Session:
         if self._way_back is None or not self._way_back.there:
             way_in = make_way_in(self._proven or self.target, self.run)
             if way_in.bears_waiting:
-                self._way_back = WayBack(way_in)
+                self._way_back = begun = WayBack(way_in)
+                if self._ended.is_set():
+                    begun.give_up()
 
     def _await_jobs(self, report: Report) -> bool:
         """Waits for installations. Meanwhile a new run of this user may take the session over: False where it has."""
@@ -1253,12 +1265,13 @@ class Session:
         if way_in is not None and way_in.target is target:
             try:
                 known(way_in).admit()
-                way_in.notice_silence()
+                way_in.notice_silence(soon=True)
                 way_in.sign_in()
+                way_in.notice_silence(soon=False)
                 return
             except SojournError as error:
-                # It may have ended unnoticed, by whoever is on the way; and one that ends now looks like one that was refused.
-                if error.code not in NOT_THERE and not (error.code == 'SD-301' and not way_in.alive):
+                # It may have ended unnoticed, by whoever is on the way. Where it is there still, a sign-in is not begun twice.
+                if error.code not in NOT_THERE or way_in.alive:
                     raise
                 log.info('%s: what was begun beforehand has ended: %s', self.target.host, error)
                 reached.remove(way_in)

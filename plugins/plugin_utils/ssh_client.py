@@ -416,6 +416,7 @@ class Client:
         self._transport = transport
         transport.banner_timeout = timeout
         transport.handshake_timeout = max(timeout, ANSWER_SECONDS)
+        transport.auth_timeout = ANSWER_SECONDS
         options = transport.get_security_options()
         # AES-GCM is several times as fast as the counter mode and its separate MAC.
         options.ciphers = sorted(options.ciphers, key=lambda name: 'gcm' not in name)
@@ -476,9 +477,8 @@ class Client:
                 methods: t.Container[str] = ('publickey', 'password', 'keyboard-interactive')) -> str:
         """Signs in with what ``credentials`` gives, as many steps as the host wants; returns with what. Raises SignInRefused.
 
-        ``methods``: those that may be used at all. Raises TimeoutError where there is no answer: nobody has refused anything.
+        ``methods``: those that may be used at all.
         """
-        self._transport.auth_timeout = ANSWER_SECONDS
         tried: list[str] = []
         used: list[str] = []
         held: list[Credential] = []  # what the host does not take now may be what it wants next
@@ -503,7 +503,6 @@ class Client:
 
         while (credential := following()) is not None:
             tried.append(credential.what)
-            began = time.monotonic()
             try:
                 further = self._try(user, credential, password, reasons)
             except ssh_exception.BadAuthenticationType as error:
@@ -512,8 +511,6 @@ class Client:
                 held.append(credential)
                 continue
             except ssh_exception.AuthenticationException:
-                if time.monotonic() - began >= ANSWER_SECONDS:
-                    raise TimeoutError('no answer to the sign-in') from None
                 if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
                     reasons.append('the target ended the connection after these')
                     break
@@ -579,6 +576,11 @@ class Client:
         """See ``network.notice_silence``."""
         with contextlib.suppress(OSError, AttributeError):
             network.notice_silence(t.cast(socket.socket, self._socket), seconds)
+
+    def bear_silence(self) -> None:
+        """Takes that back."""
+        with contextlib.suppress(OSError, AttributeError):
+            network.bear_silence(t.cast(socket.socket, self._socket))
 
     @property
     def alive(self) -> bool:

@@ -323,8 +323,8 @@ class WayIn(abc.ABC):
         """Signs in. Raises SD-205, 3xx, SD-401."""
         raise NotImplementedError
 
-    def notice_silence(self) -> None:  # noqa: B027  only a connection that was begun long before its use can have ended unnoticed
-        """Has the connection end soon where the other end does not so much as take what is sent. A slow answer is another matter."""
+    def notice_silence(self, *, soon: bool) -> None:  # noqa: B027  only a connection that was begun long before its use can have ended unnoticed
+        """Has the connection end soon where the other end does not so much as take what is sent; or takes that back. A slow answer is another matter."""
 
     # Diagnosis
 

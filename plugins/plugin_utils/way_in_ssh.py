@@ -504,9 +504,12 @@ class SshWayIn(WayIn):
                 raise self.error('SD-709', path=path, detail=error.strerror or error) from None
         self._new_keys = []
 
-    def notice_silence(self) -> None:
+    def notice_silence(self, *, soon: bool) -> None:
         """See ``WayIn``."""
-        self._client.notice_silence(SOON_SECONDS)
+        if soon:
+            self._client.notice_silence(SOON_SECONDS)
+        else:
+            self._client.bear_silence()
 
     def sign_in(self) -> None:
         """With what ``credentials`` tells, one after the other."""

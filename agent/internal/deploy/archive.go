@@ -21,8 +21,8 @@ const (
 	// maximumParts and maximumPart bound the parts of an archive, and what is said of each, in bytes.
 	maximumParts = 4096
 	maximumPart  = 96
-	// maximumInterpreters bounds those that are looked for.
-	maximumInterpreters = 64
+	// maximumNames bounds those that are looked for.
+	maximumNames = 64
 )
 
 // withArchive puts a module's archive, which came with another, or whose parts did, back into its program; it gives that as well.
@@ -79,8 +79,8 @@ func (d *Deployment) prepareInterpreter(c *call, r *PrepareInterpreter) (*Prepar
 	if err != nil {
 		return nil, err
 	}
-	if len(r.Interpreter) > maximumInterpreters {
-		return nil, badRequest("Interpreter has more than " + strconv.Itoa(maximumInterpreters) + " names")
+	if len(r.Interpreter) > maximumNames {
+		return nil, badRequest("Interpreter has more than " + strconv.Itoa(maximumNames) + " names")
 	}
 	request := &process.Request{CommandLine: r.CommandLine, User: given(r.User)}
 	for _, v := range r.Environment {

@@ -165,7 +165,7 @@ func (t *Table) PrepareArchive(text []byte) {
 // the first of these programs, names or paths, that is there. Beginning is what a module's program has before the statement that its archive is in. It
 // returns once that is there, or cannot be.
 func (t *Table) PrepareInterpreter(r *Request, interpreters []string, beginning []byte) {
-	t.warm.ready(r, interpreters, beginning)
+	t.warm.prepareInterpreter(r, interpreters, beginning)
 }
 
 // Foresee is told of what is about to be started while its input is still on its way: a module's is the larger part of its time on a long way.

@@ -190,9 +190,9 @@ func (w *warmer) prepare(hash string) {
 	}
 }
 
-// ready has an interpreter ready for a command line by which modules are going to be run, whose programs have this beginning: the first of those named that
+// prepareInterpreter has one ready for a command line by which modules are going to be run, whose programs have this beginning: the first of those named that
 // is there. Where none can be had, there is none.
-func (w *warmer) ready(r *Request, interpreters []string, beginning []byte) {
+func (w *warmer) prepareInterpreter(r *Request, interpreters []string, beginning []byte) {
 	s, err := settle(r)
 	if err != nil {
 		return
@@ -359,8 +359,8 @@ func (w *warmer) begin(key string, s *setting) *interpreter {
 	w.mu.Unlock()
 	i, err := newInterpreter(s, over)
 	w.mu.Lock()
+	defer close(started) // who waits for the end of all waits for the end of this one as well
 	delete(w.starting, key)
-	close(started)
 	switch {
 	case w.ended:
 		if err == nil {
@@ -635,7 +635,7 @@ func (i *interpreter) run(name string, before, archive []byte, directory string,
 func (i *interpreter) begins(before []byte) {
 	i.waiting.Lock()
 	defer i.waiting.Unlock()
-	if i.before == nil {
+	if len(i.before) == 0 {
 		i.before = beginningOf(before)
 	}
 }

@@ -16,7 +16,7 @@ func (*warmer) prepare(string) {}
 
 func (*warmer) foresee(*Request) {}
 
-func (*warmer) ready(*Request, []string, []byte) {}
+func (*warmer) prepareInterpreter(*Request, []string, []byte) {}
 
 func (*warmer) end() {}
 

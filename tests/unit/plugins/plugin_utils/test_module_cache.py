@@ -167,6 +167,9 @@ def test_by_what_modules_will_be_run_is_not_guessed_at(tmp_path: Path) -> None:
         "a task becomes": (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "become": True}]}, {}),
         "a block becomes": (PYTHON, {"gather_facts": False, "tasks": [{"block": [MODULE], "become": True}]}, {}),
         "a task's variable": (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "vars": {"ansible_become": True}}]}, {}),
+        "a block's variable": (PYTHON, {"gather_facts": False, "tasks": [{"block": [MODULE], "vars": {"ansible_become": True}}]}, {}),
+        "an environment": (PYTHON, {**FIRST, "environment": {"http_proxy": "http://proxy"}}, {}),
+        "async": (PYTHON, {"gather_facts": False, "tasks": [{**MODULE, "async": 10, "poll": 0}]}, {}),
         "asked to become": (PYTHON, FIRST, {"become": True}),
         "no module": (PYTHON, {"gather_facts": False, "tasks": [{"raw": "true"}, {"debug": {"msg": "x"}}]}, {}),
         "nobody": (PYTHON, {**FIRST, "hosts": "nobody"}, {}),
@@ -175,6 +178,7 @@ def test_by_what_modules_will_be_run_is_not_guessed_at(tmp_path: Path) -> None:
     root: Case = ({**PYTHON, "ansible_user": "root"}, {**FIRST, "become": True}, {})
     assert likely(tmp_path, [(PYTHON, FIRST, {})], SOJOURN_WARM_INTERPRETER="false") == [None]
     assert likely(tmp_path, [(PYTHON, FIRST, {})], ANSIBLE_BECOME="true") == [None]
+    assert likely(tmp_path, [(PYTHON, FIRST, {})], ANSIBLE_KEEP_REMOTE_FILES="true") == [None]
     assert likely(tmp_path, [root, (PYTHON, FIRST, {})], ANSIBLE_BECOME_ALLOW_SAME_USER="true") == [None, PLAIN]
 
 

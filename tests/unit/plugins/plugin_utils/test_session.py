@@ -573,8 +573,11 @@ class StepwiseWayIn(TunnelWayIn):
     #: Whether the connection is there after such an error.
     stays = True
     signed_in_here = False
-    #: Whether it was to notice soon, before it signed in, that it had ended.
-    soon = False
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        #: What it was told of silence, and whether it had signed in by then.
+        self.soon: list[tuple[bool, bool]] = []
 
     connect = WayIn.connect
 
@@ -582,8 +585,8 @@ class StepwiseWayIn(TunnelWayIn):
     def alive(self) -> bool:
         return self.stays
 
-    def notice_silence(self) -> None:
-        self.soon = not self.signed_in_here
+    def notice_silence(self, *, soon: bool) -> None:
+        self.soon.append((soon, self.signed_in_here))
 
     def resolve(self) -> None:
         self.note("resolve")
@@ -621,6 +624,7 @@ def stepwise(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Stepw
         return made[-1]
 
     Way.made = made
+    monkeypatch.setattr(way_back, "WAIT_SECONDS", 60.0)
     monkeypatch.setattr(session_module, "make_way_in", way_in)
     yield Way
     settle()
@@ -699,13 +703,16 @@ def test_what_was_begun_is_begun_once(host: Host, stepwise: type[StepwiseWayIn],
 
 
 @pytest.mark.parametrize("code", ["SD-205", "SD-204"])
-def test_what_the_target_has_closed_meanwhile_is_made_anew(host: Host, stepwise: type[StepwiseWayIn], code: str) -> None:
+def test_what_the_target_has_closed_meanwhile_is_made_anew(
+    host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch, code: str,
+) -> None:  # fmt: skip
     session = near_its_end(host)
     stepwise.refusals.append(code)
+    monkeypatch.setattr(stepwise, "stays", False)
     assert session.remove() == {"changed": True, "removed": ["service x"]}
     assert ways_in(host) == [*IN_AGAIN, "release", *IN_AGAIN, "wait_removed", "release"], "one at a time: a service may let in only so many"
     assert host.reminded == 2, "each for itself"
-    assert [way.soon for way in stepwise.made[-2:]] == [True, False]
+    assert [way.soon for way in stepwise.made[-2:]] == [[(True, False)], []]
 
 
 def test_what_could_not_be_begun_is_made_at_the_end(host: Host, stepwise: type[StepwiseWayIn]) -> None:
@@ -730,13 +737,23 @@ def test_a_sign_in_that_is_refused_is_not_tried_again(host: Host, stepwise: type
     assert stepwise.signed_in == ["first"] and ways_in(host) == [*IN_AGAIN, "release"]
 
 
-def test_what_has_ended_unnoticed_is_no_refusal(host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that ends at the sign-in says nothing of why."""
+@pytest.mark.parametrize(("code", "stays"), [("SD-205", True), ("SD-301", True), ("SD-301", False)])
+def test_a_sign_in_that_may_still_be_answered_is_not_begun_twice(
+    host: Host, stepwise: type[StepwiseWayIn], monkeypatch: pytest.MonkeyPatch, code: str, stays: bool,
+) -> None:  # fmt: skip
+    """It may be waiting for somebody's telephone; and who refuses may hang up."""
     session = near_its_end(host, password="first")
-    stepwise.refusals.append("SD-301")
-    monkeypatch.setattr(stepwise, "stays", False)
-    assert session.remove()["changed"]
-    assert ways_in(host) == [*IN_AGAIN, "release", *IN_AGAIN, "wait_removed", "release"]
+    stepwise.signed_in.clear()
+    stepwise.refusals.append(code)
+    monkeypatch.setattr(stepwise, "stays", stays)
+    with pytest.raises(SojournError, match=code):
+        session.remove()
+    assert stepwise.signed_in == ["first"]
+
+
+def test_silence_counts_until_the_sign_in_only(host: Host, stepwise: type[StepwiseWayIn]) -> None:
+    session = near_its_end(host)
+    assert session.remove()["changed"] and stepwise.made[-1].soon == [(True, False), (False, True)]
 
 
 def test_what_an_end_expects_is_given_up_where_the_agent_is_lost(host: Host, stepwise: type[StepwiseWayIn]) -> None:
@@ -1028,7 +1045,7 @@ def test_an_interpreter_is_ready_before_the_first_module(host: Host, foreseen: s
     host.calls["KeepArchive"] = lambda **arguments: asked.append(("KeepArchive", arguments))
     host.calls["Execute"] = lambda **unused: execution(b"done")
     for unused in range(2):
-        run(session, command_line="true", may_outlive=foreseen != "for no task")
+        run(session, command_line="true", before_modules=foreseen != "for no task")
         for thread in threading.enumerate():
             if thread.name.startswith("ahead"):
                 thread.join(60)

@@ -359,39 +359,6 @@ def test_a_server_that_does_not_mind_the_window(stream: str) -> None:
         server.close()
 
 
-@pytest.mark.parametrize("answers", [True, False], ids=["refuses", "silent"])
-def test_a_server_that_says_nothing_to_a_sign_in_has_not_refused_it(monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
-    import paramiko
-
-    monkeypatch.setattr(ssh_client, "ANSWER_SECONDS", 60.0 if answers else 0.3)
-
-    over = threading.Event()
-
-    class Slow(paramiko.ServerInterface):
-        def check_auth_password(self, username: str, password: str) -> int:
-            over.wait(0 if answers else 60)
-            return paramiko.AUTH_FAILED
-
-        def get_allowed_auths(self, username: str) -> str:
-            return "password"
-
-    ours, theirs = socket.socketpair()
-    server, client = paramiko.Transport(theirs), paramiko.Transport(ours)
-    try:
-        server.add_server_key(paramiko.ECDSAKey.generate())
-        server.start_server(event=threading.Event(), server=Slow())
-        client.connect()
-        made = ssh_client.Client()
-        made._transport = client
-        source = ssh_client.credentials("secret", None, None, [], ssh_client.Identities())
-        with pytest.raises(ssh_client.SignInRefused if answers else TimeoutError):
-            made.sign_in("me", source, "secret", [], {"password"})
-    finally:
-        over.set()
-        client.close()
-        server.close()
-
-
 class Channel:
     """As much of paramiko's as a command looks at, with its real buffers."""
 

@@ -119,13 +119,13 @@ def test_what_is_not_taken_in_time_is_released(monkeypatch: pytest.MonkeyPatch) 
 
 def test_who_comes_late_for_one_that_comes_late_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time runs from when it has come: who waits for it may have waited for longer than that."""
-    monkeypatch.setattr(way_back, "WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(way_back, "WAIT_SECONDS", 3.0)
     way = Way()
     way.open.clear()
     back = begin(way)
     with ThreadPoolExecutor() as pool:
         taking = pool.submit(back.take)
-        opening = threading.Timer(1.5, way.open.set)
+        opening = threading.Timer(3.5, way.open.set)
         opening.start()
         assert taking.result(60) is way
         opening.join()
