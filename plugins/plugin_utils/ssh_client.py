@@ -477,8 +477,9 @@ class Client:
                 methods: t.Container[str] = ('publickey', 'password', 'keyboard-interactive')) -> str:
         """Signs in with what ``credentials`` gives, as many steps as the host wants; returns with what. Raises SignInRefused.
 
-        ``methods``: those that may be used at all.
+        ``methods``: those that may be used at all. Raises EOFError where the connection ended before any answer: nobody has refused anything.
         """
+        come = network.received(self._socket)
         tried: list[str] = []
         used: list[str] = []
         held: list[Credential] = []  # what the host does not take now may be what it wants next
@@ -511,6 +512,8 @@ class Client:
                 held.append(credential)
                 continue
             except ssh_exception.AuthenticationException:
+                if not self._transport.is_active() and come is not None and network.received(self._socket) == come:
+                    raise EOFError('the connection ended before an answer to the sign-in') from None
                 if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
                     reasons.append('the target ended the connection after these')
                     break

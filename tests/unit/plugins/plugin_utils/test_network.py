@@ -116,3 +116,17 @@ def test_how_far_an_address_is() -> None:
         assert far is not None and 0 < far < 1
     with socket.socketpair()[0] as neither:
         assert network.round_trip(neither) is None
+
+
+def test_what_has_come_by_a_connection() -> None:
+    """Also when it has ended: that is when somebody wants to know."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener, socket.create_connection(listener.getsockname()[:2]) as ours:
+        theirs = listener.accept()[0]
+        assert network.received(ours) == 0
+        theirs.sendall(b"x" * 1000)
+        assert len(ours.recv(1000, socket.MSG_WAITALL)) == 1000 and network.received(ours) == 1000
+        theirs.close()
+        assert ours.recv(2000) == b"" and network.received(ours) == 1000 and network.received(None) is None
+    for end in socket.socketpair():
+        assert network.received(end) is None
+        end.close()
