@@ -541,7 +541,8 @@ class Agent:
                 environment: t.Mapping[str, str] | None = None, user: str | None = None, input_data: bytes | None = None,
                 timeout: float | None = None, safe_to_kill: bool = False, may_outlive: bool = False, warm: bool = False, terminal: bool = False,
                 before_modules: bool = False, on_output: t.Callable[[str, bytes], None] | None = None,
-                converse: t.Callable[[str, bytes], Input | None] | None = None, patience: Patience | None = None, installation: Installation | None = None) -> dict[str, t.Any]:
+                converse: t.Callable[[str, bytes], Input | None] | None = None, patience: Patience | None = None,
+                installation: Installation | None = None) -> dict[str, t.Any]:
         """Runs a program, or with ``command_line`` a command line (Linux: by /bin/sh; Windows: as CreateProcess takes it).
 
         ``timeout``: seconds until the whole process tree is killed. ``on_output(stream, data)`` is called while it runs, with

@@ -26,7 +26,8 @@ SILENCE_SECONDS = 12
 #: Seconds that an address has for itself before the next one is tried beside it (RFC 8305, section 5).
 STAGGER_SECONDS = 0.25
 
-#: Of struct tcp_info (linux/tcp.h), eight bytes and fifteen other figures, then tcpi_rtt in microseconds.
+#: Of struct tcp_info (linux/tcp.h): after eight bytes and fifteen other figures tcpi_rtt in microseconds; after 24 of them and three longer ones
+#: tcpi_bytes_received.
 _RTT = struct.Struct('=68xI')
 _RECEIVED = struct.Struct('=128xQ')
 
@@ -199,7 +200,7 @@ def round_trip(connection: socket.socket) -> float | None:
 
 
 def received(connection: socket.socket | None) -> int | None:
-    """Bytes that have come by a connection so far, also where it has ended (tcp(7), TCP_INFO; Linux 4.1 and newer); None: nobody tells."""
+    """Bytes that have come by a connection so far, its end counting as one (tcp(7), TCP_INFO; Linux 4.1 and newer); None: nobody tells."""
     try:
         info = t.cast(socket.socket, connection).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
         return int(_RECEIVED.unpack(info)[0])

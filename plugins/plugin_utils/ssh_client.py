@@ -512,7 +512,7 @@ class Client:
                 held.append(credential)
                 continue
             except ssh_exception.AuthenticationException:
-                if not self._transport.is_active() and come is not None and network.received(self._socket) == come:
+                if not self._transport.is_active() and come is not None and (network.received(self._socket) or 0) <= come + 1:  # the end is one
                     raise EOFError('the connection ended before an answer to the sign-in') from None
                 if not self._transport.is_active():  # sshd's MaxAuthTries: an SSH agent with many keys uses it up
                     reasons.append('the target ended the connection after these')

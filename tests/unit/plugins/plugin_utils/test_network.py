@@ -126,7 +126,7 @@ def test_what_has_come_by_a_connection() -> None:
         theirs.sendall(b"x" * 1000)
         assert len(ours.recv(1000, socket.MSG_WAITALL)) == 1000 and network.received(ours) == 1000
         theirs.close()
-        assert ours.recv(2000) == b"" and network.received(ours) == 1000 and network.received(None) is None
+        assert ours.recv(2000) == b"" and network.received(ours) == 1001 and network.received(None) is None
     for end in socket.socketpair():
         assert network.received(end) is None
         end.close()
