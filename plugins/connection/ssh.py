@@ -291,8 +291,11 @@ class Connection(AgentConnection):
         command = _carriable(plain(command))
         become = self.become if sudoable and self.become is not None and self.become._id else None
         if become is None:
-            return self._finish(self.agent.execute(command_line=command, user=self._file_user(), input_data=data, may_outlive=True, warm=self._warm(data),
-                before_modules=data is None and self.become is None and bool(self.get_option('warm_interpreter') and self.get_option('pipelining'))))
+            # As whom the tasks to come run is known of those alone that become nobody.
+            warms = self.become is None and bool(self.get_option('warm_interpreter') and self.get_option('pipelining'))
+            return self._finish(self.agent.execute(
+                command_line=command, user=self._file_user(), input_data=data, may_outlive=True, warm=self._warm(data),
+                before_modules=data is None and warms))
         prompts = become.expect_prompt()
         if become.require_tty or prompts and become.name not in ASKS_BY_STREAMS:
             return self._as_another(become, command, data, prompts, terminal=True)

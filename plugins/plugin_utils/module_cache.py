@@ -200,7 +200,7 @@ def _interpreters(variables: t.Mapping[str, t.Any]) -> tuple[str, ...]:
     """As interpreter_discovery.py of ansible-core looks for them. None of them: it is a template, or a list of systems decides (2.17)."""
     wanted = str(variables.get('ansible_python_interpreter') or C.config.get_config_value('INTERPRETER_PYTHON', variables=variables))
     if PATH.fullmatch(wanted):
-        return wanted,
+        return (wanted,)
     if wanted not in ('auto', 'auto_silent') or '_INTERPRETER_PYTHON_DISTRO_MAP' in C.config.get_configuration_definitions():
         return ()
     return tuple(map(str, C.config.get_config_value('INTERPRETER_PYTHON_FALLBACK', variables=variables)))
