@@ -666,8 +666,11 @@ class Forwarded:
     def sendall(self, data: bytes) -> None:
         """Sends all of it; a packet at a time, as ``Command.write`` does."""
         view = memoryview(data)
-        for start in range(0, len(view), _PACKET):
-            self._channel.sendall(bytes(view[start:start + _PACKET]))
+        try:
+            for start in range(0, len(view), _PACKET):
+                self._channel.sendall(bytes(view[start:start + _PACKET]))
+        except EOFError:  # paramiko's, where its socket has just been reset
+            raise ConnectionResetError('the SSH connection has ended') from None
 
     def readable(self) -> bool:
         """Whether ``recv`` would not wait."""

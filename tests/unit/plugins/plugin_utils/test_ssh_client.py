@@ -359,6 +359,18 @@ def test_a_server_that_does_not_mind_the_window(stream: str) -> None:
         server.close()
 
 
+def test_a_stream_whose_connection_is_reset_while_it_is_written_to_says_so() -> None:
+    """As any other: an OSError is what is tried again."""
+    class Reset:
+        recv = settimeout = None
+
+        def sendall(self, data: bytes) -> None:
+            raise EOFError
+
+    with pytest.raises(ConnectionResetError, match="has ended"):
+        ssh_client.Forwarded(Reset()).sendall(b"x")
+
+
 class Channel:
     """As much of paramiko's as a command looks at, with its real buffers."""
 
