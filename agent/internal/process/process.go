@@ -317,7 +317,9 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		p.pipes.Add(1)
 		go p.collect(1, p.terminal.ours, true)
 	}
-	if p.input != nil {
+	if told, ok := p.child.(interface{ hasInput() bool }); ok && told.hasInput() {
+		ours[0].Close()
+	} else if p.input != nil {
 		go p.feed(ours[0])
 	}
 	if r.Timeout > 0 {

@@ -21,6 +21,7 @@ import gc
 import importlib
 import importlib.machinery
 import io
+import itertools
 import json
 import mmap
 import operator
@@ -108,6 +109,7 @@ class Archive:
     """A module's zip: what of it was imported, and what was looked for in vain."""
 
     def __init__(self, data):
+        self.data = data
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             self.files = {name: archive.read(name) for name in archive.namelist()}
         self.loaded = {}  # name: (module, code, file, content)
@@ -117,6 +119,7 @@ class Archive:
         self.text, self.raw = '', b''  # how it is written in a program
         self.beginning = None  # of that program: what comes before the statement that has it, and the code of that
         self.own = Pages()
+        self.places = Places()
 
     def file(self, name):
         base = name.replace('.', '/')
@@ -242,42 +245,93 @@ class Archive:
         if not caught:
             self.beginning = before[:at], code
 
-    def compiled(self, program):
-        """A program as code objects, which are to be run one after the other; only what differs from the one that was learnt is compiled."""
-        codes, flags, lines, start = [], 0, 0, 0
-        if self.beginning is not None and program.startswith(self.beginning[0]):
+    def compiled(self, before, after):
+        """A program, of what is before this zip in it and after it, as code objects, which are to be run one after the other.
+
+        Only what differs from the one that was learnt is compiled.
+        """
+        codes, flags, lines = [], 0, 0
+        if self.beginning is not None and before.startswith(self.beginning[0]):
             known, code = self.beginning
-            codes, flags, lines, start = [code], code.co_flags & FUTURE, known.count(b'\n'), len(known)
-        # Nowhere is there a copy of all of it: pages that a process writes for the first time are most of what it costs.
-        at = program.find(b"'UEsDB", start)
-        if at >= 0 and program.startswith(self.raw, at + 1) and hasattr(types.CodeType, 'replace'):  # Python 3.8 and newer
+            codes, flags, lines = [code], code.co_flags & FUTURE, known.count(b'\n')
+            before = before[len(known):]
+        if hasattr(types.CodeType, 'replace'):  # Python 3.8 and newer
             stand_in = os.urandom(16).hex()
-            before, after = program[start:at + 1], program[at + 1 + len(self.raw):]
             code = compile(b''.join([b'\n' * lines, before, stand_in.encode(), after]), '<stdin>', 'exec', flags, dont_inherit=True)
             code, count = exchanged(code, stand_in, self.text)
             if count == 1:
                 return [*codes, code]
-        return [*codes, compile(b'\n' * lines + program[start:], '<stdin>', 'exec', flags, dont_inherit=True)]
+        return [*codes, compile(b''.join([b'\n' * lines, before, self.raw, after]), '<stdin>', 'exec', flags, dont_inherit=True)]
 
     def make_ready(self, told):
-        """In a process that waits to be told what to run: writes now to what it will write to anyway; gives it room for its program.
+        """In a process that waits to be told what to run: does now what it will do anyway; gives it its finder.
 
         ``told``: where it will be told. Where that takes a while, it has by then pages of its own.
         """
         if not comes(told, UNHURRIED):
             self.own.take(told)
-        for unused_module, code, file, unused_content in self.loaded.values():
-            _imp._fix_co_filename(code, PLACE + '/' + file + '/')
-        return bytearray(b'\n') * (len(self.text) + (1 << 16))
+        self.remember()
+        return Handover(self)
+
+    def remember(self):
+        """Has the first to decode the text that this zip is in its program be given the zip."""
+        decode = base64.b64decode
+
+        def remembered(text, *more, **others):
+            base64.b64decode = decode
+            return self.data if text is self.text and not more and not others else decode(text, *more, **others)
+
+        base64.b64decode = remembered
 
     def settle(self):
         """For the time between two modules: all that was imported is out of sight."""
         for name in self.loaded:
             sys.modules.pop(name, None)
         gc.collect()
+        self.places.share()
         self.own.find()
         self.ends = any(type(found).__module__.startswith('ansible') and ends(found) for found in gc.get_objects())
         gc.freeze()
+
+
+class Places:
+    """Where the programs of an archive put it: in folders whose names differ in what is random alone, and which the first one tells of."""
+
+    LENGTH = struct.Struct('=H')
+    ROOM = 4096
+
+    def __init__(self):
+        self._told = None
+        self.expected = None
+
+    def share(self):
+        """In the template: has memory in common with all that it will fork."""
+        try:
+            self._told = mmap.mmap(-1, self.ROOM)
+        except OSError:
+            pass
+
+    def tell(self, place):
+        """In the process of a module: where its archive is."""
+        if self._told is None or any(self._told[:self.LENGTH.size]):
+            return
+        text = os.fsencode(place)
+        if len(text) <= self.ROOM - self.LENGTH.size:
+            self._told[self.LENGTH.size:self.LENGTH.size + len(text)] = text
+            self.LENGTH.pack_into(self._told, 0, len(text))
+
+    def foresee(self):
+        """In a process that waits: chooses now what will be random; gives where the archive is going to be, if nothing else comes to choose before."""
+        if self._told is None:
+            return None
+        length, = self.LENGTH.unpack_from(self._told)
+        folder, name = os.path.split(os.fsdecode(self._told[self.LENGTH.size:self.LENGTH.size + length]))
+        names = tempfile._RandomNameSequence()
+        chosen = next(names)
+        if not length or len(os.path.basename(folder)) <= len(chosen):
+            return None
+        tempfile._name_sequence = itertools.chain((chosen,), names)
+        return os.path.join(folder[:-len(chosen)] + chosen, name)
 
 
 class Pages:
@@ -438,7 +492,12 @@ class Handover:
     """In the module's process: when it first imports something of its archive, what the template has of it is put there at once."""
 
     def __init__(self, archive):
+        """Where it can be foreseen what is to be written into each module, that is done now."""
         self._archive = archive
+        self._loaders = {}
+        self._expected = archive.places.foresee() if hasattr(zipimport, '_compile_source') else None  # Python 3.8 and newer
+        if self._expected is not None:
+            self._place_all(self._expected, zipimport.zipimporter.__new__(zipimport.zipimporter))
 
     def find_spec(self, name, path=None, target=None):
         if name != 'ansible' or path is not None:
@@ -448,13 +507,24 @@ class Handover:
         place = getattr(getattr(spec, 'loader', None), 'archive', None)
         if place is None or place != sys.path[0] or spec.origin != place + '/ansible/__init__.py':
             return spec  # it is from elsewhere
-        loaders = {'': spec.loader}
-        for name, (module, code, file, unused_content) in self._archive.loaded.items():
-            self._place(module, code, place, file, loaders)
-            sys.modules[name] = module
+        if place == self._expected:
+            for parent, loader in self._loaders.items():
+                loader.__dict__.update(spec.loader.__dict__)
+                loader.prefix = parent + '/' if parent else ''
+        else:
+            self._place_all(place, spec.loader)
+        if self._expected is not None:
+            tempfile._name_sequence = None  # the next one to need names has others made, as ever
+        self._archive.places.tell(place)
+        sys.modules.update((name, found[0]) for name, found in self._archive.loaded.items())
         if hasattr(zipimport, '_compile_source'):
             self._remember(place)
         return importlib.machinery.ModuleSpec('ansible', self, origin=spec.origin, is_package=True)
+
+    def _place_all(self, place, loader):
+        self._loaders = {'': loader}
+        for module, code, file, unused_content in self._archive.loaded.values():
+            self._place(module, code, place, file, self._loaders)
 
     @staticmethod
     def _place(module, code, place, file, loaders):
@@ -723,6 +793,14 @@ def read(descriptor):
         return file.read()
 
 
+def read_all(descriptor):
+    """What comes, until its end."""
+    pieces = []
+    while not pieces or pieces[-1]:
+        pieces.append(os.read(descriptor, 1 << 20))
+    return b''.join(pieces)
+
+
 def opened(text):
     try:
         return Archive(base64.b64decode(text))
@@ -746,11 +824,14 @@ def send(connection, order, descriptors):
 
 
 def begin(report, archive):
-    """Makes this the process that a cold one would have been, once it is told what to run; gives the program, its namespace, the archive."""
+    """Makes this the process that a cold one would have been, once it is told what to run.
+
+    Gives the program in two parts, or in one where nothing of it is known, its namespace, the archive, the socket that its end may be said to.
+    """
     os.setsid()
     # The agent learns the process id from the message's credentials, and puts the process where its tree is kept together.
-    os.write(report, b'f')
-    program = archive.make_ready(report) if archive is not None else bytearray(1 << 16)
+    os.write(report, b'f' if archive is not None else b'w')
+    handover = archive.make_ready(report) if archive is not None else None
     with socket.socket(fileno=report) as connection:
         message, descriptors = receive(connection)
         if not message:
@@ -761,34 +842,32 @@ def begin(report, archive):
         connection.send(b'b')
         if connection.recv(1) != b'g':
             os._exit(255)
-    folder = json.loads(message)['what']
+    order, unused_newline, program = message.partition(b'\n')
+    order = json.loads(order)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
         os.close(descriptor)
     try:
-        os.chdir(folder)
+        os.chdir(order['what'])
     except OSError:
         pass  # where another user's process is begun there as well
-    size = 0
-    while True:
-        with memoryview(program) as room, room[size:] as rest:
-            count = os.readv(0, [rest])
-        if not count:
-            break
-        size += count
-        if size == len(program):
-            program += bytes(size)
-    del program[size:]
+    before = order['before']
+    if before is not None:
+        program, after = program[:before], program[before:]
+    else:  # it is too long for a message, or there is no template with its zip
+        program, after = read_all(0), None
+        if archive is not None:
+            program, unused_zip, after = program.partition(archive.raw)
     sys.path[:] = _path
     tempfile.tempdir = None
     importlib.invalidate_caches()
-    if archive is not None:
-        sys.meta_path.insert(0, Handover(archive))
+    if handover is not None:
+        sys.meta_path.insert(0, handover)
     main = types.ModuleType('__main__')
     main.__dict__.clear()
     main.__dict__.update(_pristine)
     sys.modules['__main__'] = main
-    return program, main.__dict__, archive
+    return program, after, main.__dict__, archive, order['end']
 
 
 _standard = os.path.dirname(os.__file__) + '/'
@@ -824,10 +903,26 @@ def finish(program, before, archive):
         del sys.modules[name]
     del mine
     gc.collect()
-    if any(ends(found) for found in gc.get_objects()):  # what is older than the program is frozen, and not among them
+    objects = gc.get_objects()  # what is older than the program is frozen, and not among them
+    if any(hasattr(kind, '__del__') for kind in set(map(type, objects))) and any(map(ends, objects)):  # there are few types
         sys.modules.update(kept)
         return False
     return True
+
+
+def say_end(code, name):
+    """Tells the agent with what exit code this process is about to end: it takes a while until all that it has in memory is taken apart.
+
+    Whatever keeps it from that: its parent reports its end as well.
+    """
+    try:
+        for stream in range(3):
+            os.close(stream)  # whoever reads them is to come to the end
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+            connection.setblocking(False)
+            connection.sendto(struct.pack('=i', code), '\0' + name)
+    except Exception:
+        pass
 
 
 def foreign(module):
@@ -849,13 +944,13 @@ _connection.connect('\0' + _name)
 _connection.send(_token.encode())
 del _name, _token
 _state = watched(), look(watched())
-_begun = begin(*Template(_connection).serve())
+_program, _after, _main, _archive, _end_name = begin(*Template(_connection).serve())
 _before = frozenset(sys.modules)
 _code, _runs = None, False
 try:
-    for _program in _begun[2].compiled(_begun[0]) if _begun[2] is not None else [compile(_begun[0], '<stdin>', 'exec', dont_inherit=True)]:
+    for _part in _archive.compiled(_program, _after) if _archive is not None else [compile(_program, '<stdin>', 'exec', dont_inherit=True)]:
         _runs = True
-        exec(_program, _begun[1])
+        exec(_part, _main)
 except SystemExit as _end:
     _code = _end.code
 except KeyboardInterrupt:
@@ -866,6 +961,8 @@ except BaseException:
     sys.excepthook(*_error, _error[1].__traceback__)
     del _error
     raise SystemExit(1) from None
-if (_code is None or isinstance(_code, int)) and finish(_begun[1], _before, _begun[2]):
-    os._exit((_code or 0) & 0xff)
+if (_code is None or isinstance(_code, int)) and finish(_main, _before, _archive):
+    _code = (_code or 0) & 0xff
+    say_end(_code, _end_name)
+    os._exit(_code)
 raise SystemExit(_code)

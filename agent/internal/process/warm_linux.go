@@ -4,7 +4,8 @@
 // program, warm.py, on its standard input. It connects to the agent by an abstract socket, shows the token that it was given, and
 // from then on forks the processes that further such command lines would have started. A process tells its id by the credentials of its
 // first message, which the kernel vouches for, and is moved to a control group of its own. Then it waits to be told what it is to
-// have: descriptors 0 to 2, the folder. Its parent reports its end.
+// have: descriptors 0 to 2, the folder, the program, which is all but its zip. Its parent reports its end, and mostly it says before
+// that with what code it is going to.
 //
 // To fork and to move takes longer than what most modules do: so one that waits is there already, for each zip that has been run.
 //
@@ -29,6 +30,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
@@ -44,6 +46,8 @@ const (
 	maximumProgram      = 16 << 20
 	// maximumSpares bounds the processes of an interpreter that wait; each has some 7 MB of its own, 3 where memory is short (see Pages in warm.py).
 	maximumSpares = 4
+	// maximumTold bounds the program, but for its zip, that a process is told, in bytes: one message, which it has a buffer of 65536 for.
+	maximumTold = 60 << 10
 	// maximumArchives bounds what is kept of modules; see MaximumArchive for each.
 	maximumArchives = 32
 	// warmPatience is how long an interpreter may take to begin, or to import what a module does.
@@ -88,6 +92,7 @@ type interpreter struct {
 	over       chan struct{} // closed when its process has ended
 	forgetting sync.Once
 	used       time.Time
+	ends       ends
 
 	waiting sync.Mutex
 	spares  map[string]*spare // by hash of the zip
@@ -112,7 +117,7 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 	if err != nil {
 		return nil
 	}
-	before, archive := archiveIn(program, r.Archive.Text)
+	before, archive, after := archiveIn(program, r.Archive.Text)
 	if archive == nil {
 		return nil
 	}
@@ -132,7 +137,7 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 		if i == nil {
 			return nil
 		}
-		t, stale := i.run(hash, before, archive, s.directory, files, coming)
+		t, stale := i.run(hash, parts{before, archive, after}, s.directory, files, coming)
 		if t != nil {
 			return t
 		}
@@ -275,26 +280,27 @@ func beginningOf(before []byte) []byte {
 	return bytes.Clone(before[:at+len(beginningMark)])
 }
 
-// archiveIn gives the zip, in base64, of a module's wrapper, and what is before it; nil where it is not laid out as known. Known: what has been
-// looked at before, to look at which once more takes longer than all else.
-func archiveIn(program, known []byte) (before, archive []byte) {
+// archiveIn gives the zip, in base64, of a module's wrapper, what is before it, but for the quote, and what is after it; nil where it is not laid out as
+// known. Known: what has been looked at before, to look at which once more takes longer than all else.
+func archiveIn(program, known []byte) (before, archive, after []byte) {
 	if !bytes.Contains(program, wrapperMark) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	before, rest, found := bytes.Cut(program, archiveMark)
 	if !found || bytes.Contains(rest, archiveMark) || !namesArchive(before) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	length := bytes.IndexByte(rest, '\'')
 	if length < 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	start := len(before) + 1
-	archive = program[start : start+len(archiveMark)-1+length]
+	end := start + len(archiveMark) - 1 + length
+	archive = program[start:end]
 	if !bytes.Equal(archive, known) && !isBase64(archive) {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return before, archive
+	return before, archive, program[end:]
 }
 
 // namesArchive tells whether what is before a zip gives it its name.
@@ -489,6 +495,7 @@ func newInterpreter(s *setting, over <-chan struct{}) (*interpreter, error) {
 		_, _ = writer.Write(warmProgram)
 	}()
 	i := &interpreter{tree: t, over: make(chan struct{})}
+	i.ends.open(name + "-ends")
 	go func() {
 		t.wait()
 		close(i.over)
@@ -572,7 +579,10 @@ func (i *interpreter) killSession() {
 
 // gone lets go of its control group; false: somebody is in it.
 func (i *interpreter) gone() bool {
-	i.forgetting.Do(i.tree.forget)
+	i.forgetting.Do(func() {
+		i.tree.forget()
+		i.ends.close()
+	})
 	if i.tree.group == nil {
 		return true
 	}
@@ -580,16 +590,25 @@ func (i *interpreter) gone() bool {
 	return err != nil
 }
 
-// order is what an interpreter, or a process that waits, is told.
+// order is what an interpreter is told.
 type order struct {
 	Order string `json:"order"`
 	What  string `json:"what"`
 	Ahead bool   `json:"ahead,omitempty"`
 }
 
-func (i *interpreter) tell(o order, files ...*os.File) error { return tell(i.connection, o, files...) }
+// beginOrder is what a process that waits is told, on a line before the program.
+type beginOrder struct {
+	What   string `json:"what"`   // the folder
+	Before *int   `json:"before"` // bytes of the program before the zip, which is left out; nil: all of it comes on standard input
+	End    string `json:"end"`    // the abstract socket that its end may be said to
+}
 
-func tell(connection *net.UnixConn, o order, files ...*os.File) error {
+func (i *interpreter) tell(o order, files ...*os.File) error {
+	return tell(i.connection, o, nil, files...)
+}
+
+func tell(connection *net.UnixConn, o any, program []byte, files ...*os.File) error {
 	var descriptors []int
 	for _, f := range files {
 		descriptors = append(descriptors, int(f.Fd()))
@@ -598,22 +617,96 @@ func tell(connection *net.UnixConn, o order, files ...*os.File) error {
 	if err != nil {
 		return err
 	}
+	if program != nil {
+		message = append(append(message, '\n'), program...)
+	}
 	_, _, err = connection.WriteMsgUnix(message, unix.UnixRights(descriptors...), nil)
 	return err
 }
 
+// ends hears from an interpreter's processes that they are about to end: their parent does not before all that they have in memory has been taken apart.
+type ends struct {
+	name       string // of an abstract socket; who says what there, the kernel vouches for
+	connection *net.UnixConn
+	mu         sync.Mutex
+	awaited    map[int]*warmed // by process id
+}
+
+// open begins to hear. Where that cannot be done, only their parent is heard.
+func (e *ends) open(name string) {
+	connection, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: "@" + name, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	raw, err := connection.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
+	}
+	if err != nil {
+		connection.Close()
+		return
+	}
+	e.name, e.connection, e.awaited = name, connection, make(map[int]*warmed)
+	go e.hear()
+}
+
+func (e *ends) hear() {
+	var said [8]byte
+	credentials := make([]byte, unix.CmsgSpace(unix.SizeofUcred))
+	for {
+		n, m, _, _, err := e.connection.ReadMsgUnix(said[:], credentials)
+		if err != nil {
+			return
+		}
+		e.mu.Lock()
+		w := e.awaited[sender(credentials[:m])]
+		e.mu.Unlock()
+		if w != nil && n == 4 {
+			select {
+			case w.said <- int64(binary.NativeEndian.Uint32(said[:])):
+			default:
+			}
+		}
+	}
+}
+
+func (e *ends) close() {
+	if e.connection != nil {
+		e.connection.Close()
+	}
+}
+
+func (e *ends) await(w *warmed) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.awaited != nil {
+		e.awaited[w.process.Pid] = w
+	}
+}
+
+func (e *ends) forget(w *warmed) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.awaited[w.process.Pid] == w {
+		delete(e.awaited, w.process.Pid)
+	}
+}
+
+// parts are those of a module's program.
+type parts struct{ before, archive, after []byte }
+
 // run has a process begun; nil: it was not. Stale: another interpreter may be able to, this one began before something that it goes by changed.
-func (i *interpreter) run(name string, before, archive []byte, directory string, files [3]*os.File, coming func(id int)) (t *warmed, stale bool) {
+func (i *interpreter) run(name string, program parts, directory string, files [3]*os.File, coming func(id int)) (t *warmed, stale bool) {
 	for t == nil {
 		ready := i.take(name)
 		fresh := ready == nil
 		if fresh {
-			ready = i.fork(name, before, archive)
+			ready = i.fork(name, program.before, program.archive)
 		}
 		if ready == nil {
 			return nil, false
 		}
-		switch word := ready.begin(directory, files, coming); {
+		switch word := ready.begin(program, directory, files, coming); {
 		case word == 'b':
 			t = ready
 		case word == 's':
@@ -627,7 +720,7 @@ func (i *interpreter) run(name string, before, archive []byte, directory string,
 		}
 	}
 	t.next = func() { i.prepare(name) }
-	i.begins(before)
+	i.begins(program.before)
 	return t, false
 }
 
@@ -704,18 +797,19 @@ func (s *spare) dismiss() {
 
 // fork has a process made that waits; nil: it was not. Archive: to be taught where it is not known; nil: then there is to be none.
 func (i *interpreter) fork(name string, before, archive []byte) *warmed {
-	report, id := i.ask(order{Order: "run", What: name}, before, archive)
-	if report == nil {
+	w, id := i.ask(order{Order: "run", What: name}, before, archive)
+	if w == nil {
 		return nil
 	}
 	process, err := os.FindProcess(id)
 	if err != nil {
-		report.Close()
+		w.report.Close()
 		return nil
 	}
 	var random [8]byte
 	rand.Read(random[:])
-	w := &warmed{tree: tree{process: process, group: newGroup(groupPrefix + hex.EncodeToString(random[:]))}, report: report}
+	w.tree = tree{process: process, group: newGroup(groupPrefix + hex.EncodeToString(random[:]))}
+	w.ends, w.over, w.said = &i.ends, make(chan struct{}), make(chan int64, 1)
 	if w.group != nil && w.group.add(id) != nil {
 		w.dismiss()
 		return nil
@@ -767,8 +861,8 @@ func (i *interpreter) teach(o order, over *os.File, texts ...[]byte) error {
 	return i.tell(o, files...)
 }
 
-// ask has a process made, and gives the connection to it, and its id; nil: it was not.
-func (i *interpreter) ask(o order, before, archive []byte) (*net.UnixConn, int) {
+// ask has a process made, and gives it, so far as it is known, and its id; nil: it was not.
+func (i *interpreter) ask(o order, before, archive []byte) (*warmed, int) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	for range 2 {
@@ -783,8 +877,8 @@ func (i *interpreter) ask(o order, before, archive []byte) (*net.UnixConn, int) 
 			return nil, 0
 		}
 		word, id := hear(report)
-		if word == 'f' && id > 0 {
-			return report, id
+		if (word == 'f' || word == 'w') && id > 0 {
+			return &warmed{report: report, whole: word == 'w'}, id
 		}
 		report.Close()
 		if word != 'u' || archive == nil || i.teach(order{Order: "learn", What: o.What}, nil, archive, before) != nil {
@@ -846,11 +940,24 @@ type warmed struct {
 	tree
 	report *net.UnixConn
 	next   func() // has another one wait
+	ends   *ends
+	whole  bool          // it has no zip, and is to have all of its program
+	told   bool          // of its program: nothing comes on its standard input
+	said   chan int64    // the exit code with which it is about to end
+	ending atomic.Bool   // it has said so
+	over   chan struct{} // closed once its end is reported
 }
 
-// begin has it run what comes on its standard input. It gives 'b'; 's': something has changed on the target since the interpreter began; 0: it has gone.
-func (w *warmed) begin(directory string, files [3]*os.File, coming func(id int)) byte {
-	if tell(w.report, order{Order: "begin", What: directory}, files[:]...) != nil {
+// begin has it run a program. It gives 'b'; 's': something has changed on the target since the interpreter began; 0: it has gone.
+func (w *warmed) begin(program parts, directory string, files [3]*os.File, coming func(id int)) byte {
+	o := beginOrder{What: directory, End: w.ends.name}
+	var rest []byte
+	if size := len(program.before) + 1 + len(program.after); size <= maximumTold && !w.whole {
+		before := len(program.before) + 1 // the quote is not the zip's
+		o.Before, w.told = &before, true
+		rest = append(append(append(make([]byte, 0, size), program.before...), '\''), program.after...)
+	}
+	if tell(w.report, o, rest, files[:]...) != nil {
 		return 0
 	}
 	word, id := hear(w.report)
@@ -860,6 +967,7 @@ func (w *warmed) begin(directory string, files [3]*os.File, coming func(id int))
 	case word != 'b' || id != w.process.Pid:
 		return 0
 	}
+	w.ends.await(w)
 	coming(id) // whoever outlives the agent hears of the process before it can have done anything
 	if _, err := w.report.Write([]byte("g")); err != nil {
 		return 0
@@ -879,14 +987,50 @@ func (w *warmed) dismiss() {
 // another has the next one wait: once this one's result can be had, since to fork and to move it takes from those who fetch that.
 func (w *warmed) another() { w.next() }
 
+// hasInput tells whether it has its input already.
+func (w *warmed) hasInput() bool { return w.told }
+
 func (w *warmed) wait() int64 {
+	reported := make(chan int64, 1)
+	go func() {
+		defer close(w.over)
+		reported <- w.reported()
+		w.ends.forget(w)
+	}()
+	select {
+	case code := <-w.said:
+		w.ending.Store(true)
+		return code
+	case code := <-reported:
+		return code
+	}
+}
+
+// reported gives the exit code that its parent reports.
+func (w *warmed) reported() int64 {
 	defer w.report.Close()
 	var said [8]byte
 	if n, err := w.report.Read(said[:]); err != nil || n != 5 || said[0] != 'e' {
 		w.awaitEnd() // its parent was killed, not it
-		return lost
+		select {
+		case code := <-w.said:
+			return code
+		case <-time.After(grace):
+			return lost
+		}
 	}
 	return exitCode(syscall.WaitStatus(binary.NativeEndian.Uint32(said[1:])))
+}
+
+// forget lets go of the control group, where the process has said that it is about to end once it has: in a moment.
+func (w *warmed) forget() {
+	if w.ending.Load() {
+		select {
+		case <-w.over:
+		case <-time.After(grace):
+		}
+	}
+	w.tree.forget()
 }
 
 // awaitEnd waits for the end of the process, which is nobody's child that we would know.
