@@ -209,18 +209,18 @@ class Broker:
                 if _peer_user(connection) != os.geteuid():
                     log.error('a connection of user %d was refused', _peer_user(connection))
                     return
-                frame = wire.receive_frame(connection)
-                if frame is None:
-                    return
-                self._answer(connection, frame[0])
+                while (frame := wire.receive_frame(connection)) is not None and self._answer(connection, frame[0]):
+                    pass
             except (OSError, wire.WireError) as error:
                 log.info('a client went away: %s', error)
             except Exception:
                 log.exception('a client')
 
-    def _answer(self, connection: socket.socket, request: dict[str, t.Any]) -> None:
+    def _answer(self, connection: socket.socket, request: dict[str, t.Any]) -> bool:
+        """Does what is asked for; whether another call may come by the same connection."""
         name = str(request.get('call'))
         target: Target | None = None
+        call: Call | None = None
         try:
             if request.get('version') != wire.PROTOCOL_VERSION:
                 raise SojournError(
@@ -242,12 +242,16 @@ class Broker:
             from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Cancelled
 
             if isinstance(error, Cancelled):
-                return
+                return False
             log.exception('%s', name)
             internal = SojournError('SD-903', host=target.host if target else None, step=name, detail=f'{type(error).__name__}: {error}')
             answer = {'error': internal.redacted(target.secrets if target else ()).to_dict()}
-        if name not in UNANSWERED:
-            wire.send_frame(connection, answer)
+        if name in UNANSWERED:
+            return False
+        # Else somebody reads there already, or what belongs to this call may be on its way still.
+        more = call is not None and not call.watched and 'result' in answer
+        wire.send_frame(connection, {**answer, 'more': True} if more else answer)
+        return more
 
     # Sessions
 
@@ -408,6 +412,8 @@ class Call:
         self._connection = connection
         self._payload_length = int(request.get('payload') or 0)
         self._send_lock = threading.Lock()
+        #: Whether a thread reads what the client sends.
+        self.watched = False
 
     @property
     def session(self) -> t.Any:
@@ -454,6 +460,7 @@ class Call:
                 log.exception('reading from a client')
             gone()
 
+        self.watched = True
         threading.Thread(target=read, name='client reader', daemon=True).start()
 
 

@@ -264,6 +264,31 @@ class Input(t.NamedTuple):
     answer: bool = False
 
 
+class _Idle:
+    """A connection to the broker that a call of this process has left, for the next one: a loop's items are many calls."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, int, socket.socket]] = []
+
+    def take(self, owner_pid: int) -> socket.socket | None:
+        """None: there is none."""
+        with contextlib.suppress(IndexError):  # another thread may have been faster
+            pid, owner, connection = self._kept.pop()
+            if (pid, owner) == (os.getpid(), owner_pid):
+                return connection
+            connection.close()  # of the process that forked this one, which has it still
+        return None
+
+    def give(self, owner_pid: int, connection: socket.socket) -> None:
+        """Takes care of it from now on."""
+        if self._kept:
+            connection.close()
+        else:
+            self._kept.append((os.getpid(), owner_pid, connection))
+
+
+_idle = _Idle()
+
 #: Called with an event's name, its fields and its bytes.
 OnEvent = t.Callable[[str, dict[str, t.Any], bytes], Input | None]
 #: Asked before each wait for what comes next: the seconds that it may take; None: for ever.
@@ -275,8 +300,9 @@ class Overdue(Exception):
 
 
 def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEvent | None,
-            on_step: t.Callable[[dict[str, t.Any]], None] | None = None, patience: Patience | None = None) -> t.Any:
-    """Receives what the broker answers to a call, the events before it too. Raises Overdue."""
+            on_step: t.Callable[[dict[str, t.Any]], None] | None = None, patience: Patience | None = None,
+            on_more: t.Callable[[], None] | None = None) -> t.Any:
+    """Receives what the broker answers to a call, the events before it too. ``on_more``: called where it takes another call there. Raises Overdue."""
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     while True:
@@ -296,6 +322,8 @@ def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEv
             if reply is not None:
                 _reply(connection, reply)
             continue
+        if on_more is not None and header.get('more'):
+            on_more()
         if header.get('error'):
             raise SojournError.from_dict(header['error'])
         return header['result']
@@ -398,11 +426,17 @@ class Agent:
             connection = self._order(call, arguments or {}, start, len(payload))
             if connection is None:
                 return None
-            with connection:
+            with contextlib.ExitStack() as left:
+                left.enter_context(connection)
+
+                def keep() -> None:
+                    left.pop_all()
+                    _idle.give(self.owner_pid, t.cast(socket.socket, connection))
+
                 for chunk in wire.chunks(payload):
                     wire.send_frame(connection, {'input': True}, chunk)
                 try:
-                    return _result(connection, call, self.owner_pid, on_event, self.on_step, patience)
+                    return _result(connection, call, self.owner_pid, on_event, self.on_step, patience, keep)
                 except (Exception, KeyboardInterrupt, SystemExit):
                     raise
                 except BaseException:
@@ -422,7 +456,7 @@ class Agent:
         request = {'version': wire.PROTOCOL_VERSION, 'call': call, 'target': self.target.to_dict(), 'arguments': arguments, 'payload': payload,
                    'steps': self.on_step is not None}
         for last in (False, False, True):
-            connection = connect(self.owner_pid, start=start)
+            connection = _idle.take(self.owner_pid) or connect(self.owner_pid, start=start)
             if connection is None:
                 return None
             try:

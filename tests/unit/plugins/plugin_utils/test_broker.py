@@ -405,13 +405,15 @@ def test_modules_are_announced_to_all_sessions(tmp_path: Path) -> None:
     before = made.session(target())
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        listener = threading.Thread(target=made._client, args=(theirs,))
+        listener = threading.Thread(target=made._client, args=(theirs,), daemon=True)
         listener.start()
         wire.send_frame(ours, {"version": wire.PROTOCOL_VERSION, "call": "module", "arguments": {"play": 1}, "payload": len(text) + 2})
         for chunk in wire.chunks(b"'%s'" % text):
             wire.send_frame(ours, {}, chunk)
-        assert wire.receive_frame(ours) == ({"result": None}, b"")
+        assert wire.receive_frame(ours) == ({"result": None, "more": True}, b"")
+        ours.shutdown(socket.SHUT_RDWR)
         listener.join(60)
+        assert not listener.is_alive()
     after = made.session(target(way_in="winrm"))
     assert [content for unused, content in before._coming.all()] == [content for unused, content in after._coming.all()] == [text]
 
