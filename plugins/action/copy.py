@@ -21,42 +21,31 @@ A single larger one goes by all six, but by a connection of ours it is hashed wh
 from __future__ import annotations
 
 import base64
-import concurrent.futures
 import contextlib
 import errno
 import functools
 import hashlib
-import importlib.machinery
 import inspect
 import json
 import os
 import re
 import shutil
 import tempfile
-import threading
-import types
 import typing as t
 import zlib
 
 import ansible.modules
-import ansible.plugins.action
 from ansible import constants as C
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.loader import action_loader
 
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import core_action
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.core_action import HASHED_IF_ASKED, NOT_YET
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.file_identity import Identity
 
-def _core() -> types.ModuleType:
-    """Core's ``copy`` by its file. By its name in this process there may be a user's own, and once core's is there by it, a user's is never loaded."""
-    name = f'{__name__}_of_core'
-    loader = importlib.machinery.SourceFileLoader(name, os.path.join(next(iter(ansible.plugins.action.__path__)), 'copy.py'))
-    module = types.ModuleType(name)
-    loader.exec_module(module)
-    return module
-
-
-core_copy = _core()
+core_copy = core_action.load('copy')
 CoreCopy: type[t.Any] = core_copy.ActionModule
 MODULE = 'sojourn.deploy.copy'
 #: Core's modules that its action runs for a file, a folder or a link.
@@ -69,13 +58,9 @@ LARGE = 32 << 20
 BUNDLE = 128 << 20
 #: Bytes that go with the module that places them: what may well be held in memory on both ends.
 INLINE = 64 << 10
-#: Bytes from which on it is cheaper to ask the target once more than to have it hash for nothing what is at the file's place.
-HASHED_IF_ASKED = 8 << 20
 #: What core's code takes for the folder on the target where there is none, to put names together.
 NO_FOLDER = '/nonexistent'
 _OURS = '_sojourn_number'
-#: What core's code takes for the SHA-1 of a file that is hashed only while it is sent: no file has it.
-NOT_YET = 'not hashed yet'
 
 
 class PlacementFailed(Exception):
@@ -95,19 +80,6 @@ class Request(t.NamedTuple):
     """Of the file that goes with it, the next one of the bundle."""
     seen: str | None
     """Whose content is to be kept until this is done, for a diff."""
-
-
-class Identity(t.NamedTuple):
-    """What the file system says of a file; of one that was written to since, something else."""
-
-    device: int
-    inode: int
-    size: int
-    modified: int
-
-
-def _identity(found: os.stat_result) -> Identity:
-    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class Arrived(t.NamedTuple):
@@ -515,7 +487,7 @@ class ActionModule(CoreCopy):
         """In the place of core's, which asks for the local file's SHA-1 to find out whether it is another than the target's: of another size it is."""
         try:
             with open(to_bytes(path, errors='surrogate_or_strict'), 'rb') as file:
-                self._found = _identity(os.fstat(file.fileno()))
+                self._found = Identity.of(os.fstat(file.fileno()))
                 size = self._found.size
         except OSError:
             return self._core_checksum(path)  # says what is wrong with it
@@ -526,18 +498,9 @@ class ActionModule(CoreCopy):
             return NOT_YET
         if self._look_closer is None:
             return self._core_checksum(path)
-        here: concurrent.futures.Future[str | None] = concurrent.futures.Future()
-
-        def read() -> None:
-            try:
-                here.set_result(self._core_checksum(path))
-            except Exception as error:
-                here.set_exception(error)
-
-        # A task that is to end does not wait for it.
-        threading.Thread(target=read, daemon=True).start()
+        here = core_action.beside(self._core_checksum, path)
         there.update(self._look_closer())  # what core's code has as well, and compares with next
-        return here.result()
+        return here()
 
     def _send_large(self, local_path: str, remote_path: str) -> str:
         sent = self._connection.put_file_and_hash(local_path, remote_path)
@@ -547,7 +510,7 @@ class ActionModule(CoreCopy):
             sha1, md5 = self._core_checksum(local_path), None
         # Core would have another SHA-1 of it from before.
         try:
-            changed = self._found is not None and _identity(os.stat(to_bytes(local_path, errors='surrogate_or_strict'))) != self._found
+            changed = self._found is not None and Identity.of(os.stat(to_bytes(local_path, errors='surrogate_or_strict'))) != self._found
         except OSError:
             changed = True
         if changed or sha1 is None:
@@ -676,14 +639,8 @@ class ActionModule(CoreCopy):
 
 
 def replace_core() -> None:
-    """Has ``ansible.builtin.copy`` be this one in this process and those that it forks, also where another action calls it, such as ``template``.
-
-    Ansible takes an action's class from the module that it keeps for the action's file. The class in core's own module has to stay: its methods name it.
-    """
-    path = action_loader.find_plugin_with_context('ansible.builtin.copy').plugin_resolved_path
-    module = types.ModuleType(core_copy.__name__, core_copy.__doc__)
-    module.__dict__.update(vars(core_copy), ActionModule=ActionModule)
-    action_loader._module_cache[path] = module
+    """Has ``ansible.builtin.copy`` be this one, also for ``template``."""
+    core_action.replace('copy', core_copy, ActionModule)
     # It makes a temporary folder for `copy`, which makes one itself if it needs it, and removes that.
     template = action_loader.get('ansible.builtin.template', class_only=True)
     template._early_needs_tmp_path = lambda self: action_loader.get('ansible.legacy.copy', class_only=True) is not ActionModule

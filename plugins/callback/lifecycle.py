@@ -30,8 +30,10 @@ options:
     description:
       - Whether M(ansible.builtin.copy) is carried out as M(sojourn.deploy.copy) is, also where M(ansible.builtin.template) uses it. A folder takes
         a few exchanges with the target and, by a connection with pipelining, a single small file two, where ansible-core's plan has six for each file.
-      - It is for all Linux hosts of the run, whichever their connection. What is copied, and what is returned, is the same. An action C(copy) of your
-        own stays what it is.
+      - Likewise M(ansible.builtin.fetch) is carried out as M(sojourn.deploy.fetch) is. By a connection of this collection a file is hashed while it comes,
+        and not three times more.
+      - It is for all Linux hosts of the run, whichever their connection. What is copied, and what is returned, is the same. An action C(copy) or C(fetch)
+        of your own stays what it is.
     type: bool
     default: false
     ini:
@@ -111,9 +113,10 @@ class CallbackModule(CallbackBase):
 
         signal.signal(signal.SIGTERM, terminated)
         if self.get_option('bundle_copies'):
-            from ansible_collections.sojourn.deploy.plugins.action import copy
+            from ansible_collections.sojourn.deploy.plugins.action import copy, fetch
 
             copy.replace_core()
+            fetch.replace_core()
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         """Has the broker started, if the play will need it, and the play's modules packed."""

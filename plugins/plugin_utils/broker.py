@@ -549,7 +549,9 @@ def _put_file(call: Call) -> t.Any:
 def _get_file(call: Call) -> t.Any:
     cancelled = threading.Event()
     call.watch(cancelled.set)
-    return call.session.get_file(call.arguments['remote_path'], call.arguments['local_path'], user=call.arguments.get('user'), cancelled=cancelled)
+    arguments = call.arguments
+    return call.session.get_file(
+        arguments['remote_path'], arguments['local_path'], user=arguments.get('user'), digests=bool(arguments.get('digests')), cancelled=cancelled)
 
 
 def _stat(call: Call) -> t.Any:

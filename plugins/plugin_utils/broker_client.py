@@ -550,12 +550,15 @@ class Agent:
             'local_path': os.path.abspath(str(local_path)), 'remote_path': str(remote_path), 'mode': mode, 'user': user,
             'checksum': checksum.lower() if checksum else None, 'digests': bool(digests), 'progress': on_progress is not None}, on_event=on_event)
 
-    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None) -> dict[str, t.Any]:
+    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None, digests: bool = False) -> dict[str, t.Any]:
         """Fetches a file; the broker writes it, under another name until it is whole.
 
-        Returns ``{'path', 'size' (bytes), 'checksum' (hex), 'seconds'}``. Raises SD-706, 707, 709, 5xx.
+        Returns ``{'path', 'size' (bytes), 'checksum' (hex), 'seconds'}``, with ``digests`` also ``'sha1'`` and ``'md5'`` of what came (hex; None where the
+        controller has no MD5), ``'identity'`` of what was written, as ``file_identity.Identity`` has it, and ``'resumed'``: the connection was lost meanwhile,
+        so that it came in pieces, which may be of different files. Raises SD-706, 707, 709, 5xx.
         """
-        return self._call('get_file', {'remote_path': str(remote_path), 'local_path': os.path.abspath(str(local_path)), 'user': user})
+        return self._call('get_file', {
+            'remote_path': str(remote_path), 'local_path': os.path.abspath(str(local_path)), 'user': user, 'digests': bool(digests)})
 
     def stat(self, path: str, checksum: bool = False, user: str | None = None) -> dict[str, t.Any]:
         """What is at a path: path, kind ('absent', 'file', 'directory', 'link', 'other'), size, mode, owner, modified (ISO 8601), checksum (hex)."""

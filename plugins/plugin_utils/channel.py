@@ -27,6 +27,7 @@ from ansible_collections.sojourn.deploy.plugins.plugin_utils import mtom, networ
 from ansible_collections.sojourn.deploy.plugins.plugin_utils import tunnel as tunnel_module
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.contract import NAMESPACE, contract
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
+from ansible_collections.sojourn.deploy.plugins.plugin_utils.file_identity import Identity
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.libraries import library, require
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.module_archive import Archives
 
@@ -394,7 +395,7 @@ class Channel:
             arguments = (file, found.st_size, local_path, remote_path, mode, user, checksum, on_progress, patience)
             if not digests:
                 return self._put(*arguments)
-            key = (local_path, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+            key = (local_path, *Identity.of(found))
             if not _sent.begin(key):
                 result = self._put(*arguments)
                 return {**result, **_sent.digests(key, result['checksum'])}
@@ -509,14 +510,26 @@ class Channel:
                 if error.code != 'SD-706':
                     return
 
-    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None, on_progress: t.Callable[[], None] | None = None,
-                 patience: float = 30.0) -> dict[str, t.Any]:
-        """Streams a file from the target; see ``Agent.get_file``. Returns size and checksum (hex). ``on_progress`` is called now and then; may raise."""
+    def get_file(self, remote_path: str, local_path: str, *, user: str | None = None, digests: bool = False,
+                 on_progress: t.Callable[[], None] | None = None, patience: float = 30.0) -> dict[str, t.Any]:
+        """Streams a file from the target; see ``Agent.get_file``. Returns size and checksum (hex), with ``digests`` sha1, md5, identity and resumed as well.
+
+        ``on_progress`` is called now and then; may raise.
+        """
+        if not digests:
+            return self._get(remote_path, local_path, user, on_progress, patience)
+        with contextlib.closing(mtom.Digests()) as more:
+            more.restart()
+            return self._get(remote_path, local_path, user, on_progress, patience, more)
+
+    def _get(self, remote_path: str, local_path: str, user: str | None, on_progress: t.Callable[[], None] | None, patience: float,
+             more: mtom.Digests | None = None) -> dict[str, t.Any]:
         step = 'fetching a file'
         whole_path = os.path.realpath(local_path)  # what a link leads to is written, as open() would
         # Not the file's own name with something added: that may be as long as names can be.
         part = os.path.join(os.path.dirname(whole_path), f'.sojourn-part-{secrets.token_hex(8)}')
         tries = 0
+        resumed = False
         try:
             with open(part, 'xb') as file:
                 whole = hashlib.sha256()
@@ -524,24 +537,30 @@ class Channel:
                 while True:
                     before = file.tell()
                     try:
-                        size = self._get_once(remote_path, file, whole, user, on_progress)
+                        size = self._get_once(remote_path, file, whole, user, on_progress, more)
                         break
                     except ConnectionLost as lost:
+                        resumed = file.tell() > 0
                         tries = 0 if file.tell() > before else tries + 1
                         pause = RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)]
                         if tries >= TRANSFER_TRIES or time.monotonic() + pause > deadline and tries or self._closed.wait(pause):
                             raise self.gone('GetFile', lost) from None
                 if file.tell() != size:
                     raise self._error('SD-505', step, detail=f'{file.tell()} bytes came of a file of {size}')
+                result: dict[str, t.Any] = {'size': size, 'checksum': whole.hexdigest()}
+                if more is not None:
+                    file.flush()
+                    result.update(more.finish(), identity=[*Identity.of(os.fstat(file.fileno()))], resumed=resumed)
             os.replace(part, whole_path)
-            return {'size': size, 'checksum': whole.hexdigest()}
+            return result
         except OSError as error:
             raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(part)
 
-    def _get_once(self, remote_path: str, file: t.BinaryIO, whole: t.Any, user: str | None, on_progress: t.Callable[[], None] | None) -> int:
+    def _get_once(self, remote_path: str, file: t.BinaryIO, whole: t.Any, user: str | None, on_progress: t.Callable[[], None] | None,
+                  more: mtom.Digests | None) -> int:
         offset = file.tell()
         arguments = {'Path': remote_path, 'Offset': offset, 'User': user}
         with contextlib.closing(self._exchange('GetFile', arguments, 0)) as response:
@@ -560,6 +579,8 @@ class Channel:
                     if file.tell() + len(piece) > size:
                         raise mtom.MtomError(f'more than the {size} bytes announced')
                     file.write(piece)
+                    if more is not None:
+                        more.add(piece)
                     for digest in digests:
                         digest.update(piece)
 

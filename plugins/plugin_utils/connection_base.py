@@ -168,16 +168,23 @@ class AgentConnection(ConnectionBase):
 
     def fetch_file(self, in_path: str, out_path: str) -> None:
         """See ConnectionBase. A folder is passed over in silence, as the other Windows connections do."""
+        self._fetch(in_path, out_path)
+
+    def fetch_file_and_hash(self, in_path: str, out_path: str) -> dict[str, t.Any] | None:
+        """The same, for our ``fetch``; returns what ``Agent.get_file`` does with ``digests``, None for a folder."""
+        return self._fetch(in_path, out_path, digests=True)
+
+    def _fetch(self, in_path: str, out_path: str, **options: t.Any) -> dict[str, t.Any] | None:
         super().fetch_file(in_path, out_path)
         remote = self._path(to_text(in_path, errors='surrogate_or_strict'))
         local = to_text(out_path, errors='surrogate_or_strict')
         display.vvv(f'FETCH {remote} TO {local}', host=self.host_name)
         try:
             try:
-                self.agent.get_file(plain(remote), plain(local), user=self._file_user())
+                return self.agent.get_file(plain(remote), plain(local), user=self._file_user(), **options)
             except SojournError as error:
                 if error.code == 'SD-706' and self.agent.stat(plain(remote), user=self._file_user())['kind'] == 'directory':
-                    return
+                    return None
                 raise
         except SojournError as error:
             raise ansible_error(error) from None

@@ -152,6 +152,8 @@ def _names(action: str, bundle_copies: bool) -> t.Iterable[str]:
     builtin = '.' not in action or action.startswith(_BUILTIN)
     if action == 'sojourn.deploy.copy' or (builtin and bundle_copies and leaf in COPIED):
         return COPYING
+    if action == 'sojourn.deploy.fetch':
+        builtin = True  # it runs what core's does
     if builtin and leaf in NONE:
         return ()
     if builtin and leaf in MODULES:

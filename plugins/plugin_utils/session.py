@@ -807,7 +807,7 @@ class Session:
 
         return {**self._by_agent(put, cancelled), 'seconds': round(time.monotonic() - begin, 4)}
 
-    def get_file(self, remote_path: str, local_path: str, *, user: str | None, cancelled: threading.Event) -> dict[str, t.Any]:
+    def get_file(self, remote_path: str, local_path: str, *, user: str | None, digests: bool = False, cancelled: threading.Event) -> dict[str, t.Any]:
         """See ``Agent.get_file``."""
         begin = time.monotonic()
 
@@ -817,7 +817,8 @@ class Session:
 
         def get(session: Session, channel: channel_module.Channel) -> dict[str, t.Any]:
             with session._transfer(), steps.step('fetch') as step:
-                result = channel.get_file(remote_path, local_path, user=self._user(user), on_progress=wanted, patience=self.target.lease_seconds)
+                result = channel.get_file(
+                    remote_path, local_path, user=self._user(user), digests=digests, on_progress=wanted, patience=self.target.lease_seconds)
                 step.detail = f"{result['size']} bytes"
                 return result
 

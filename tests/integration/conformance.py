@@ -470,6 +470,9 @@ def _here(file: str, old: str, new: str, why: str = "the suite's host is the con
 _COPY_LEAVES = ("/tmp/ansible_test.*", *(f"/root/{name}" for name in (
     "checkmode_subdir", "destdir_should_never_exist_because_of_check_mode", "dir1", "dir2", "foo.txt", "subdir")))
 
+_FETCH = _here(
+    "setup_unreadable_test.yml", '"~root/.ssh/authorized_keys"', '"{folder}/key.pub"', "it takes the keys of the target's root from the controller")
+
 SUITES: tuple[Suite, ...] = (
     Suite("connection", "with pipelining", every_run=BOTH, words=_CONNECTION, why=_CONNECTION_WHY, variables={"ansible_pipelining": "true"}),
     Suite("connection", "without pipelining", every_run=BOTH, words=_CONNECTION, why=_CONNECTION_WHY, variables={"ansible_pipelining": "false"}),
@@ -482,9 +485,13 @@ SUITES: tuple[Suite, ...] = (
     ),
     Suite(
         "fetch", leaves=USERS_LEAVE,
+        prepare=partial(sudo_for, "fetcher"), why="it signs in as a user whom it makes; the agent is started by sudo", changes=(_FETCH,),
+    ),
+    Suite(
+        "fetch", "by sojourn.deploy.fetch", every_run=(), leaves=USERS_LEAVE,
         prepare=partial(sudo_for, "fetcher"), why="it signs in as a user whom it makes; the agent is started by sudo",
-        changes=(_here(
-            "setup_unreadable_test.yml", '"~root/.ssh/authorized_keys"', '"{folder}/key.pub"', "it takes the keys of the target's root from the controller"),),
+        changes=(_FETCH, _here(
+            "roles/fetch_tests/meta/main.yml", "dependencies:", "collections: [sojourn.deploy]\ndependencies:", "so its `fetch` is this collection's")),
     ),
     Suite("slurp", every_run=BOTH, leaves=USERS_LEAVE),
     Suite("file", leaves=USERS_LEAVE, litter=("/tmp/touch_check_mode_test",), users=("test2",)),

@@ -305,8 +305,12 @@ def test_files_both_ways(controller: Controller, target: Any, family: str, tmp_p
     assert steps[-1] == (len(data), len(data))
     assert agent.stat(put["path"], checksum=True)["checksum"] == checksum
     got = agent.get_file("stage/a file", str(back))
-    assert (got["size"], got["checksum"]) == (len(data), checksum)
+    assert (got["size"], got["checksum"]) == (len(data), checksum) and "sha1" not in got
     assert back.read_bytes() == data
+    hashed_again = agent.get_file("stage/a file", str(back), digests=True)
+    assert [hashed_again[name] for name in ("checksum", "sha1", "md5", "resumed")] == [*(hashed[name] for name in ("checksum", "sha1", "md5")), False]
+    found = back.stat()
+    assert hashed_again["identity"] == [found.st_dev, found.st_ino, len(data), found.st_mtime_ns] and back.read_bytes() == data
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "source"]
     assert agent.remove_path("stage", recursive=True) is True
     assert agent.remove_path("stage", recursive=True) is False

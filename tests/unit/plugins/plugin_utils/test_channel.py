@@ -647,6 +647,53 @@ def test_get_file(server: Server, channel: Channel, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("cut", [[], [1 << 20, 2 << 20], [-1], [0]], ids=str)
+@pytest.mark.parametrize("slow", [False, True])
+def test_get_file_hashes_on_the_way(
+    server: Server, channel: Channel, tmp_path: Path, cut: list[int], slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it once, wherever it broke off, and where it comes faster than it is hashed; whether it is of one piece is told."""
+    data, lost = os.urandom(3 << 20), bool(cut) and cut != [0]
+    server.answer = give_file(data, cut=cut)
+    if slow:
+        update = mtom.Digests.update
+        monkeypatch.setattr(mtom.Digests, "update", lambda self, data: (time.sleep(0.02), update(self, data))[1])
+    result = channel.get_file("p", str(tmp_path / "out"), digests=True)
+    assert not cut and (tmp_path / "out").read_bytes() == data
+    found = (tmp_path / "out").stat()
+    assert result == {
+        "size": len(data), "checksum": hashlib.sha256(data).hexdigest(), **both_of(data), "resumed": lost,
+        "identity": [found.st_dev, found.st_ino, len(data), found.st_mtime_ns]}  # fmt: skip
+    assert "digests" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize("data", [b"", b"data"])
+def test_get_file_hashes_what_comes_inside_the_envelope(server: Server, channel: Channel, tmp_path: Path, data: bytes) -> None:
+    coded = [base64.b64encode(value).decode() for value in (data, hashlib.sha256(data).digest())]
+    answer = soap(f"<GetFileResponse><Size>{len(data)}</Size><Data>{coded[0]}</Data><Checksum>{coded[1]}</Checksum></GetFileResponse>")
+    server.answer = lambda handler, body: (200, "text/xml", answer)
+    result = channel.get_file("p", str(tmp_path / "out"), digests=True)
+    assert (tmp_path / "out").read_bytes() == data and {name: result[name] for name in ("sha1", "md5")} == both_of(data)
+
+
+def test_get_file_whose_digests_go_wrong_leaves_nothing(server: Server, channel: Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*unused: Any) -> None:
+        raise OverflowError("not foreseen")
+
+    monkeypatch.setattr(mtom.Digests, "update", wrong)
+    server.answer = give_file(os.urandom(3 << 20))
+    with pytest.raises(OverflowError):
+        channel.get_file("p", str(tmp_path / "out"), digests=True)
+    assert list(tmp_path.iterdir()) == [] and "digests" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_get_file_that_fails_leaves_no_thread(server: Server, channel: Channel, tmp_path: Path) -> None:
+    server.answer = give_file(b"data", checksum=b"x" * 32)
+    with pytest.raises(SojournError, match="SD-707"):
+        channel.get_file("p", str(tmp_path / "out"), digests=True)
+    assert list(tmp_path.iterdir()) == [] and "digests" not in [thread.name for thread in threading.enumerate()]
+
+
 def test_get_file_goes_where_open_would(server: Server, channel: Channel, tmp_path: Path) -> None:
     """Through a link, and to a name as long as they can be."""
     server.answer = give_file(b"data")

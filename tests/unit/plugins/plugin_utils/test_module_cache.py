@@ -50,6 +50,7 @@ def test_what_a_play_runs_is_known_beforehand() -> None:
         "ansible.legacy.command"]  # fmt: skip
     ours = ["ansible.legacy.stat", "sojourn.deploy.copy", "ansible.legacy.file", "ansible.legacy.copy"]
     assert [name for name, unused in module_cache.modules(play(block(task("sojourn.deploy.copy"))))] == ours
+    assert [name for name, unused in module_cache.modules(play(block(task("sojourn.deploy.fetch"))))] == ["ansible.legacy.stat"]
     assert [name for name, unused in module_cache.modules(play(block(task("ansible.builtin.template"), task("ping"))), bundle_copies=True)] == [*ours, "ping"]
 
 
