@@ -17,8 +17,10 @@ import io
 import logging
 import os
 import secrets
+import shutil
 import ssl
 import sys
+import tempfile
 import threading
 import time
 import typing as t
@@ -526,12 +528,13 @@ class Channel:
              more: mtom.Digests | None = None) -> dict[str, t.Any]:
         step = 'fetching a file'
         whole_path = os.path.realpath(local_path)  # what a link leads to is written, as open() would
+        device = os.path.exists(whole_path) and not os.path.isfile(whole_path) and not os.path.isdir(whole_path)  # such as /dev/null: it has to stay
         # Not the file's own name with something added: that may be as long as names can be.
-        part = os.path.join(os.path.dirname(whole_path), f'.sojourn-part-{secrets.token_hex(8)}')
+        part = os.path.join(tempfile.gettempdir() if device else os.path.dirname(whole_path), f'.sojourn-part-{secrets.token_hex(8)}')
         tries = 0
         resumed = False
         try:
-            with open(part, 'xb') as file:
+            with open(part, 'xb', opener=_for_this_user if device else None) as file:
                 whole = hashlib.sha256()
                 deadline = time.monotonic() + patience
                 while True:
@@ -551,7 +554,11 @@ class Channel:
                 if more is not None:
                     file.flush()
                     result.update(more.finish(), identity=[*Identity.of(os.fstat(file.fileno()))], resumed=resumed)
-            os.replace(part, whole_path)
+            if device:
+                with open(part, 'rb') as whole_file, open(whole_path, 'wb') as there:
+                    shutil.copyfileobj(whole_file, there)
+            else:
+                os.replace(part, whole_path)
             return result
         except OSError as error:
             raise self._error('SD-709', step, path=local_path, detail=error.strerror or error) from None
@@ -603,6 +610,10 @@ class Channel:
         if bytes(checksum or b'') != digests[-1].digest():
             raise self._error('SD-707', 'fetching a file', path=remote_path, actual=digests[-1].hexdigest(), expected=bytes(checksum or b'').hex())
         return size
+
+
+def _for_this_user(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 class _Sent:

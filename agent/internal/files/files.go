@@ -1,7 +1,8 @@
-// Package files receives, sends, describes, removes and unpacks files of the target. Contents are streamed, never held whole.
+// Package files receives, sends, describes, removes and unpacks files of the target. Contents are streamed, never held whole, but for those of small files.
 package files
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding"
 	"encoding/hex"
@@ -23,7 +24,13 @@ import (
 // PartSuffix names the partial file beside the one that is being received.
 const PartSuffix = ".sojourn-part"
 
-const copyBytes = 256 << 10
+const (
+	copyBytes = 256 << 10
+	// smallBytes is the size up to which a file may be one of the kernel's (proc(5), sysfs(5)), which is not what it says: none, or a page. So it is read
+	// before it is said. Such a file may well have more.
+	smallBytes  = 64 << 10
+	kernelBytes = 16 << 20
+)
 
 var buffers = sync.Pool{New: func() any { return new([copyBytes]byte) }}
 
@@ -366,6 +373,7 @@ func (s *Store) End() {
 type Sent struct {
 	Size   int64 // of the whole file
 	Length int64 // of what is sent
+	from   io.ReadSeeker
 	file   *os.File
 	offset int64
 	sum    []byte
@@ -395,7 +403,19 @@ func (s *Store) Get(path string, offset, length int64, user string) (*Sent, erro
 		file.Close()
 		return nil, fault(path, err)
 	}
-	sent := &Sent{Size: info.Size(), Length: max(0, info.Size()-offset), file: file, offset: offset}
+	sent := &Sent{Size: info.Size(), from: file, file: file, offset: offset}
+	if sent.Size <= smallBytes {
+		content, err := io.ReadAll(io.LimitReader(file, kernelBytes+1))
+		if err == nil && len(content) > kernelBytes {
+			err = errors.New("it says that it is small, and has more than 16 MiB")
+		}
+		if err != nil {
+			file.Close()
+			return nil, fault(path, err)
+		}
+		sent.Size, sent.from = int64(len(content)), bytes.NewReader(content)
+	}
+	sent.Length = max(0, sent.Size-offset)
 	if length >= 0 {
 		sent.Length = min(sent.Length, length)
 	}
@@ -405,14 +425,14 @@ func (s *Store) Get(path string, offset, length int64, user string) (*Sent, erro
 // Data writes the bytes: as many as Length says, or it is an error.
 func (s *Sent) Data(to io.Writer) error {
 	defer s.file.Close()
-	if _, err := s.file.Seek(s.offset, io.SeekStart); err != nil {
+	if _, err := s.from.Seek(s.offset, io.SeekStart); err != nil {
 		return err
 	}
 	sum := sha256.New()
 	buffer := buffers.Get().(*[copyBytes]byte)
 	defer buffers.Put(buffer)
 	for left := s.Length; left > 0; {
-		n, err := s.file.Read(buffer[:min(int64(len(buffer)), left)])
+		n, err := s.from.Read(buffer[:min(int64(len(buffer)), left)])
 		sum.Write(buffer[:n])
 		if _, err := to.Write(buffer[:n]); err != nil {
 			return err

@@ -246,13 +246,37 @@ func TestGet(t *testing.T) {
 	}
 	_, err := s.Get("a", -1, -1, "")
 	wantCode(t, "SD-504", err)
-	sent, err := s.Get("a", 0, -1, "")
-	if err != nil || os.Truncate(filepath.Join(folder, "a"), 5) != nil {
+	if err := put(s, "large", strings.Repeat("x", smallBytes+1), 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	sent, err := s.Get("large", 0, -1, "")
+	if err != nil || os.Truncate(filepath.Join(folder, "large"), 5) != nil {
 		t.Fatal(err)
 	}
 	if sent.Data(io.Discard) == nil {
 		t.Error("a file that became shorter was sent as whole")
 	}
+}
+
+// TestGetKernelFiles: they are not as long as they say.
+func TestGetKernelFiles(t *testing.T) {
+	s := NewStore(t.TempDir())
+	for path, says := range map[string]int64{"/proc/version": 0, "/sys/class/net/lo/mtu": int64(os.Getpagesize())} {
+		want, err := os.ReadFile(path)
+		if info, err := os.Stat(path); err != nil || info.Size() != says || int64(len(want)) == says {
+			t.Fatalf("%s: %v, %v", path, info, err)
+		}
+		sent, errGet := s.Get(path, 0, -1, "")
+		if err := errors.Join(err, errGet); err != nil {
+			t.Fatal(err)
+		}
+		var data bytes.Buffer
+		if err := sent.Data(&data); err != nil || !bytes.Equal(data.Bytes(), want) || sent.Size != int64(len(want)) {
+			t.Errorf("%s: %q, %+v, %v", path, data.Bytes(), sent, err)
+		}
+	}
+	_, err := s.Get("/proc/self/mem", 0, -1, "")
+	wantCode(t, "SD-706", err)
 }
 
 func TestStat(t *testing.T) {

@@ -707,6 +707,18 @@ def test_get_file_goes_where_open_would(server: Server, channel: Channel, tmp_pa
     assert sorted(path.name for path in (*tmp_path.iterdir(), *tmp_path.glob("*/*"))) == sorted(["elsewhere", "file", "out", name])
 
 
+def test_get_file_writes_into_what_is_no_file(server: Server, channel: Channel, tmp_path: Path) -> None:
+    """A device would have to stay; here it is a pipe."""
+    server.answer = give_file(b"data")
+    os.mkfifo(tmp_path / "out")
+    heard: list[bytes] = []
+    listener = threading.Thread(target=lambda: heard.append((tmp_path / "out").read_bytes()), daemon=True)
+    listener.start()
+    channel.get_file("p", str(tmp_path / "out"))
+    listener.join(60)
+    assert heard == [b"data"] and [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out").is_fifo()
+
+
 def test_get_file_that_nobody_waits_for_leaves_what_was_there(server: Server, channel: Channel, tmp_path: Path) -> None:
     server.answer = give_file(os.urandom(3 << 20))
     (tmp_path / "out").write_bytes(b"before")
