@@ -146,7 +146,6 @@ class Broker:
         def load() -> None:
             from ansible_collections.sojourn.deploy.plugins.plugin_utils import session
 
-            session.load_channel()
             session.load_way_in(way_in)
 
         threading.Thread(target=load, name='loading', daemon=True).start()

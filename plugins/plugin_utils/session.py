@@ -264,8 +264,8 @@ class Session:
             laps[name] = round(now - begin, 4)
             begin = now
 
-        load_channel()
         way_in.connect()
+        load_channel()  # not before: what is loaded takes turns with what signs in
         if self._ended.is_set():  # while this target kept us waiting
             raise self._error('SD-503', 'deploying the agent', detail='the run has ended')
         lap('connect')
