@@ -147,6 +147,10 @@ class Broker:
             from ansible_collections.sojourn.deploy.plugins.plugin_utils import session
 
             session.load_way_in(way_in)
+            with self._lock:
+                credentials = self._run_credentials()
+            with contextlib.suppress(SojournError):  # who needs them will say so
+                credentials.prepare()
 
         threading.Thread(target=load, name='loading', daemon=True).start()
 
@@ -261,18 +265,15 @@ class Broker:
 
     def session(self, target: Target) -> t.Any:
         """The target's session, new if need be; it takes over the newest secrets."""
-        from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
         from ansible_collections.sojourn.deploy.plugins.plugin_utils.session import Session
 
         with self._lock:
             if self._ending.is_set():
                 raise SojournError('SD-902', step='finding the session', detail='the run has ended', log=broker_client.log_path(self.folder))
-            if self._credentials is None:
-                self._credentials = RunCredentials.make(self.run)
             session = self._sessions.get(target.key)
             if session is None:
                 session = Session(
-                    target, self.run, self._credentials, secrets.token_hex(8), self._by_token, os.path.basename(self.folder), self._to_come())
+                    target, self.run, self._run_credentials(), secrets.token_hex(8), self._by_token, os.path.basename(self.folder), self._to_come())
                 self._sessions[target.key] = session
             else:
                 session.target = target
@@ -283,6 +284,14 @@ class Broker:
         with self._lock:
             coming = self._to_come()
         coming.add(program, play, by)
+
+    def _run_credentials(self) -> t.Any:
+        """The lock is held."""
+        from ansible_collections.sojourn.deploy.plugins.plugin_utils.credentials import RunCredentials
+
+        if self._credentials is None:
+            self._credentials = RunCredentials.make(self.run)
+        return self._credentials
 
     def _to_come(self) -> t.Any:
         """The lock is held."""

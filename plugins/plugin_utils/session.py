@@ -497,7 +497,7 @@ class Session:
             return False
         mine = self._credentials
         try:
-            self._credentials = RunCredentials(record.credentials.encode('ascii'))
+            self._credentials = RunCredentials.of(record.credentials)
             port = int(record.peer.sockaddr[1])
             tunnel = self._make_tunnel(record.tunnel, port, record.run) if record.tunnel else None
             # What leads through a tunnel has to sign in first.
@@ -1347,7 +1347,7 @@ def end_orphan(file: session_file.SessionFile) -> None:
         raise SojournError('SD-503', step='ending the agent', detail='it is reached by a tunnel, for which there are no credentials')
     channel = channel_module.Channel(
         channel_module.Endpoint(peer=record.peer, fingerprint=record.fingerprint, ports=str(record.peer.sockaddr[1])),
-        RunCredentials(record.credentials.encode('ascii')).context())
+        RunCredentials.of(record.credentials).context())
     try:
         channel.call('Shutdown')
         file.remove()
