@@ -910,17 +910,21 @@ def finish(program, before, archive):
     return True
 
 
-def say_end(code, name):
+def say_end(code, name, listed=os.listdir, close=os.close, connection=socket.socket):
     """Tells the agent with what exit code this process is about to end: it takes a while until all that it has in memory is taken apart.
 
-    Whatever keeps it from that: its parent reports its end as well.
+    Whatever keeps it from that: its parent reports its end as well. The last three, since a module may have put something else in their place.
     """
     try:
-        for stream in range(3):
-            os.close(stream)  # whoever reads them is to come to the end
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.setblocking(False)
-            connection.sendto(struct.pack('=i', code), '\0' + name)
+        # Whoever reads them is to come to the end, and what the module has locked, or listens at, is not to be found so by the next one.
+        for descriptor in map(int, listed('/proc/self/fd')):
+            try:
+                close(descriptor)
+            except OSError:
+                pass  # that by which they were listed
+        with connection(socket.AF_UNIX, socket.SOCK_DGRAM) as agent:
+            agent.setblocking(False)
+            agent.sendto(struct.pack('=i', code), '\0' + name)
     except Exception:
         pass
 

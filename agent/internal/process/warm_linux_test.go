@@ -312,6 +312,29 @@ func TestWarmTemplateThatHangs(t *testing.T) {
 	}
 }
 
+// TestWarmLetsGoBeforeItSaysItsEnd: what a module has locked is free for the next one, however long it takes until its memory is.
+func TestWarmLetsGoBeforeItSaysItsEnd(t *testing.T) {
+	w := newWarming(t)
+	path := filepath.Join(t.TempDir(), "lock")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := program(t, "import fcntl, sys\nsys.lock = open('"+path+"')\nfcntl.flock(sys.lock, fcntl.LOCK_EX)\nsys.memory = bytearray(b'x') * (300 << 20)", "", nil)
+	for range 2 {
+		if got := w.run(true, text); got != "0||" {
+			t.Fatal(got)
+		}
+		file, err := os.Open(path)
+		if err == nil {
+			err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		file.Close()
+	}
+}
+
 func TestWarmImportsOnce(t *testing.T) {
 	w := newWarming(t)
 	ask := func(more string) string {
