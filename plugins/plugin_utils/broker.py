@@ -110,6 +110,8 @@ class Broker:
         self._owner = owner
         self._sessions: dict[str, t.Any] = {}
         self._lock = threading.Lock()
+        #: Connections by which nothing is asked for now.
+        self._idle: set[socket.socket] = set()
         self._credentials: t.Any = None
         self._coming: t.Any = None
         self.ledger = Ledger()
@@ -175,6 +177,11 @@ class Broker:
         self._listener.close()
         with contextlib.suppress(OSError):
             os.unlink(broker_client.socket_path(self.folder))
+        with self._lock:
+            idle = list(self._idle)
+        for connection in idle:  # whoever has left it for a next call finds that out before he has sent that
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def request_end(self) -> None:
         """Ends the run as if its owner had ended."""
@@ -212,8 +219,16 @@ class Broker:
                 if _peer_user(connection) != os.geteuid():
                     log.error('a connection of user %d was refused', _peer_user(connection))
                     return
-                while (frame := wire.receive_frame(connection)) is not None and self._answer(connection, frame[0]):
-                    pass
+                more = True
+                while more and not self._ending.is_set():
+                    with self._lock:
+                        self._idle.add(connection)
+                    try:
+                        frame = wire.receive_frame(connection)
+                    finally:
+                        with self._lock:
+                            self._idle.discard(connection)
+                    more = frame is not None and self._answer(connection, frame[0])
             except (OSError, wire.WireError) as error:
                 log.info('a client went away: %s', error)
             except Exception:

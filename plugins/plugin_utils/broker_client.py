@@ -320,6 +320,7 @@ def _result(connection: socket.socket, call: str, owner_pid: int, on_event: OnEv
         if 'event' in header:
             reply = on_event(header['event'], header, bytes(data)) if on_event else None
             if reply is not None:
+                on_more = None  # it may still be on its way
                 _reply(connection, reply)
             continue
         if on_more is not None and header.get('more'):
@@ -409,8 +410,8 @@ class Agent:
     """One target's agent as plugins see it. Every method raises ``SojournError`` only.
 
     Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
-    ``remove``, ``diagnose``, ``preflight`` and ``note`` (which need none) and ``cleanup`` (which decides itself). One connection to the broker
-    a call: when the caller is interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
+    ``remove``, ``diagnose``, ``preflight`` and ``note`` (which need none) and ``cleanup`` (which decides itself). A call has a connection to the
+    broker for itself, and leaves it to the next: when the caller is interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
     """
 
     def __init__(self, target: Target, owner_pid: int) -> None:
@@ -428,8 +429,11 @@ class Agent:
                 return None
             with contextlib.ExitStack() as left:
                 left.enter_context(connection)
+                over = False
 
                 def keep() -> None:
+                    nonlocal over
+                    over = True
                     left.pop_all()
                     _idle.give(self.owner_pid, t.cast(socket.socket, connection))
 
@@ -441,8 +445,9 @@ class Agent:
                     raise
                 except BaseException:
                     # A task's timeout: what it began is to be killed, an installation too. A run that is cancelled says nothing.
-                    with contextlib.suppress(OSError, wire.WireError):
-                        wire.send_frame(connection, {'cancel': True})
+                    if not over:
+                        with contextlib.suppress(OSError, wire.WireError):
+                            wire.send_frame(connection, {'cancel': True})
                     raise
         except SojournError as error:
             error.at(host=host)

@@ -219,14 +219,14 @@ class Archive:
                 self.code[path, source] = code
         if len(own) != 1 or own[0] not in trees:
             return []
-        names = []
+        names = ['ansible.modules'] if own[0].startswith('ansible/modules/') else []  # it comes before the module itself
         for statement in trees[own[0]].body:
             if isinstance(statement, ast.ImportFrom) and not statement.level:
                 found = statement.module or ''
                 names += [found, *(found + '.' + alias.name for alias in statement.names)] if found.startswith('ansible.module_utils') else [found]
             elif isinstance(statement, ast.Import):
                 names += [alias.name for alias in statement.names]
-        return [name for name in names if name.partition('.')[0] in STANDARD or name.startswith('ansible.module_utils')]
+        return [name for name in names if name.partition('.')[0] in STANDARD or name.startswith('ansible.module_utils') or name == 'ansible.modules']
 
     # The program
 
@@ -896,7 +896,7 @@ def finish(program, before, archive):
         return False
     program.clear()
     mine = {name: module for name, module in sys.modules.items() if name not in before}
-    if any(map(foreign, mine.values())):
+    if any(foreign(module) for name, module in mine.items() if name not in archive.loaded):
         return False
     kept = {name: module for name, module in mine.items() if name in archive.loaded}
     for name in mine:
@@ -904,19 +904,24 @@ def finish(program, before, archive):
     del mine
     gc.collect()
     objects = gc.get_objects()  # what is older than the program is frozen, and not among them
-    if any(hasattr(kind, '__del__') for kind in set(map(type, objects))) and any(map(ends, objects)):  # there are few types
+    try:
+        # There are few types; by their addresses, since they may compare themselves by code of their own.
+        noticed = any(hasattr(kind, '__del__') for kind in {id(kind): kind for kind in map(type, objects)}.values()) and any(map(ends, objects))
+    except Exception:  # that code of the module's own
+        noticed = True
+    if noticed:
         sys.modules.update(kept)
-        return False
-    return True
+    return not noticed
 
 
-def say_end(code, name, listed=os.listdir, close=os.close, connection=socket.socket):
+def say_end(code, name, listed=os.listdir, close=os.close, change=os.chdir, connection=socket.socket):
     """Tells the agent with what exit code this process is about to end: it takes a while until all that it has in memory is taken apart.
 
-    Whatever keeps it from that: its parent reports its end as well. The last three, since a module may have put something else in their place.
+    Whatever keeps it from that: its parent reports its end as well. The last four, since a module may have put something else in their place.
     """
     try:
-        # Whoever reads them is to come to the end, and what the module has locked, or listens at, is not to be found so by the next one.
+        # Whoever reads them is to come to the end, and what the module has locked, listens at, or is in, is not to be found so by the next one.
+        change('/')
         for descriptor in map(int, listed('/proc/self/fd')):
             try:
                 close(descriptor)

@@ -46,8 +46,8 @@ const (
 	maximumProgram      = 16 << 20
 	// maximumSpares bounds the processes of an interpreter that wait; each has some 7 MB of its own, 3 where memory is short (see Pages in warm.py).
 	maximumSpares = 4
-	// maximumTold bounds the program, but for its zip, that a process is told, in bytes: one message, which it has a buffer of 65536 for.
-	maximumTold = 60 << 10
+	// maximumTold bounds the message by which a process is told what to run, in bytes: what it has a buffer for.
+	maximumTold = 64 << 10
 	// maximumArchives bounds what is kept of modules; see MaximumArchive for each.
 	maximumArchives = 32
 	// warmPatience is how long an interpreter may take to begin, or to import what a module does.
@@ -618,7 +618,9 @@ func tell(connection *net.UnixConn, o any, program []byte, files ...*os.File) er
 		return err
 	}
 	if program != nil {
-		message = append(append(message, '\n'), program...)
+		if message = append(append(message, '\n'), program...); len(message) > maximumTold {
+			return errTooLong
+		}
 	}
 	_, _, err = connection.WriteMsgUnix(message, unix.UnixRights(descriptors...), nil)
 	return err
@@ -691,6 +693,9 @@ func (e *ends) forget(w *warmed) {
 		delete(e.awaited, w.process.Pid)
 	}
 }
+
+// errTooLong says that a program does not fit into a message.
+var errTooLong = errors.New("it is too long for a message")
 
 // parts are those of a module's program.
 type parts struct{ before, archive, after []byte }
@@ -951,13 +956,17 @@ type warmed struct {
 // begin has it run a program. It gives 'b'; 's': something has changed on the target since the interpreter began; 0: it has gone.
 func (w *warmed) begin(program parts, directory string, files [3]*os.File, coming func(id int)) byte {
 	o := beginOrder{What: directory, End: w.ends.name}
-	var rest []byte
-	if size := len(program.before) + 1 + len(program.after); size <= maximumTold && !w.whole {
+	err := errTooLong
+	if !w.whole {
 		before := len(program.before) + 1 // the quote is not the zip's
 		o.Before, w.told = &before, true
-		rest = append(append(append(make([]byte, 0, size), program.before...), '\''), program.after...)
+		err = tell(w.report, o, slices.Concat(program.before, []byte{'\''}, program.after), files[:]...)
 	}
-	if tell(w.report, o, rest, files[:]...) != nil {
+	if errors.Is(err, errTooLong) || errors.Is(err, unix.EMSGSIZE) {
+		o.Before, w.told = nil, false
+		err = tell(w.report, o, nil, files[:]...)
+	}
+	if err != nil {
 		return 0
 	}
 	word, id := hear(w.report)
@@ -981,6 +990,7 @@ func (w *warmed) dismiss() {
 	_ = w.process.Kill() // it may not have come to its group
 	w.report.Close()
 	w.awaitEnd()
+	w.ends.forget(w)
 	w.tree.forget()
 }
 
@@ -1027,7 +1037,12 @@ func (w *warmed) forget() {
 	if w.ending.Load() {
 		select {
 		case <-w.over:
-		case <-time.After(grace):
+		case <-time.After(grace): // it has much in memory
+			go func() {
+				<-w.over
+				w.tree.forget()
+			}()
+			return
 		}
 	}
 	w.tree.forget()
