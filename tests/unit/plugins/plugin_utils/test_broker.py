@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker, broker_client, ledger, wire
+from ansible_collections.sojourn.deploy.plugins.plugin_utils import broker, broker_client, ledger, steps, wire
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.broker_client import Agent
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.errors import SojournError
 from ansible_collections.sojourn.deploy.plugins.plugin_utils.options import Target
@@ -78,7 +78,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     base.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
     if len(str(base)) >= 40:  # as the client has it: a socket's path is short
-        monkeypatch.setattr(broker_client, "private_base", lambda: f"/tmp/sojourn-test-{os.getpid()}")
+        ours = f"/tmp/sojourn-test-{os.getpid()}"  # also of processes that this one forks
+        monkeypatch.setattr(broker_client, "private_base", lambda: ours)
     run = Run()
     try:
         yield run
@@ -370,6 +371,7 @@ def test_other_users_are_turned_away(run: Run) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(run.folder / "socket")], check=False, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "b''\n", done
     assert "was refused" in (run.folder / "broker.log").read_text()
+    run.folder.parent.chmod(0o700)  # where it is the other tests' as well
 
 
 class AtTheEnd:
@@ -545,3 +547,285 @@ def test_a_caller_waits_as_long_as_it_has_patience(monkeypatch: pytest.MonkeyPat
     thread.join()
     assert seen == [("stderr", b"Kennwort: ")] and len(asked) == 2
     assert here.fileno() == -1, "by which the broker knows that the process is to be killed"
+
+
+class Clients:
+    """What the connections of this process's calls go to: a broker in it, with one session that is nobody's."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broker = broker_in(folder)
+        self.session = Answering()
+        self.agent = Agent(target(), os.getpid())
+        self.broker._sessions[self.agent.target.key] = self.session
+        #: For each connection that was made, who listens to it.
+        self.listeners: list[threading.Thread] = []
+        monkeypatch.setattr(broker_client, "connect", self.connect)
+
+    def connect(self, *unused: Any, **unused_more: Any) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        listener = threading.Thread(target=self.broker._client, args=(theirs,), daemon=True)
+        self.listeners.append(listener)
+        listener.start()
+        return ours
+
+    def all_left(self) -> bool:
+        """Whether nobody listens any more: all connections have been closed."""
+        deadline = time.monotonic() + 20
+        for listener in self.listeners:
+            listener.join(deadline - time.monotonic())
+        return not any(listener.is_alive() for listener in self.listeners)
+
+
+class Answering:
+    """A session whose processes say what their command line is."""
+
+    target: Any = None
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    def execute(self, arguments: dict[str, Any], data: bytes | None, emit: Any, job: Any) -> dict[str, Any]:
+        command = arguments["command_line"]
+        with steps.step("exec", command):
+            if "watched" in command:
+                job.started(self.cancelled.set, lambda *unused: None)
+            emit("stdout", command.encode() * (40000 if "much" in command else 1))
+            if data:
+                emit("stderr", data)
+            if "waits" in command:
+                assert self.cancelled.wait(60)
+        if "fails" in command:
+            raise SojournError("SD-701", step="exec", program=command, detail="no")
+        return {"exit_code": len(command), "timed_out": False, "seconds": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def idle(monkeypatch: pytest.MonkeyPatch) -> Iterator[broker_client._Idle]:
+    """What a worker has kept is no other test's."""
+    kept = broker_client._Idle()
+    monkeypatch.setattr(broker_client, "_idle", kept)
+    yield kept
+    for unused_pid, unused_owner, connection in kept._kept:
+        connection.close()
+
+
+@pytest.fixture
+def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
+    return Clients(tmp_path / "b", monkeypatch)
+
+
+@pytest.fixture
+def connects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder for each time that a worker goes to the socket in it."""
+    came: list[str] = []
+    real = broker_client._connect_socket
+
+    def connect(folder: str) -> socket.socket | None:
+        came.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(broker_client, "_connect_socket", connect)
+    return came
+
+
+def said(agent: Agent, command: str, **more: Any) -> None:
+    """Has a command run, and checks that the answer is that to it."""
+    result = agent.execute(command_line=command, **more)
+    assert result["stdout"] == command.encode() * (40000 if "much" in command else 1)
+    assert result["stderr"] == more.get("input_data", b"") and result["exit_code"] == len(command)
+
+
+def test_calls_follow_each_other_by_one_connection(run: Run, connects: list[str]) -> None:
+    run.connect().close()
+    connects.clear()
+    agent = Agent(target(), run.process.pid)
+    keys = [agent.note(package=f"p{number}") for number in range(5)]
+    assert len(set(keys)) == 5 and agent.present() is False and Agent(target(), run.process.pid).present() is False
+    assert connects == [str(run.folder)]
+
+
+def test_each_call_has_its_own_answer(clients: Clients) -> None:
+    """With bytes of any number to and fro."""
+    for number in range(30):
+        size = (0, 1, 70000, wire.CHUNK * 2 + 7)[number % 4]
+        said(clients.agent, f"{number} {'much' if number % 3 else ''}", input_data=b"i" * size)
+    assert len(clients.listeners) == 1
+
+
+@pytest.mark.parametrize("command", ["fails", "watched"])
+def test_a_connection_on_which_more_may_be_under_way_is_not_kept(clients: Clients, idle: broker_client._Idle, command: str) -> None:
+    """An error's payload may not have been read; a process that is watched has somebody who reads there."""
+    said(clients.agent, "first")
+    try:
+        said(clients.agent, command)
+    except SojournError:
+        assert command == "fails"
+    assert not idle._kept
+    said(clients.agent, "next")
+    said(clients.agent, "the one after it")
+    assert len(clients.listeners) == 2
+
+
+def test_a_caller_that_breaks_off_leaves_no_connection(clients: Clients, idle: broker_client._Idle) -> None:
+    """Neither by an error of its own nor by a task's timeout, which has the process killed."""
+    class TaskTimeout(BaseException):
+        pass
+
+    for error in (TaskTimeout, ValueError, KeyboardInterrupt):
+        def broken(unused_stream: str, unused_data: bytes, error: type[BaseException] = error) -> None:
+            raise error
+
+        clients.session.cancelled.clear()
+        said(clients.agent, "before")
+        with pytest.raises(error):
+            clients.agent.execute(command_line="watched, and waits", on_output=broken)
+        assert not idle._kept and clients.session.cancelled.wait(60)
+        said(clients.agent, "after")
+    assert len(clients.listeners) == 4
+
+
+def test_an_interruption_after_the_answer_says_nothing_to_the_next_call(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task's timeout comes at any moment: also when the connection has been put aside already."""
+    class TaskTimeout(BaseException):
+        pass
+
+    real = broker_client._Idle.give
+
+    def give(self: broker_client._Idle, owner_pid: int, connection: socket.socket) -> None:
+        real(self, owner_pid, connection)
+        raise TaskTimeout
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(broker_client._Idle, "give", give)
+        with pytest.raises(TaskTimeout):
+            clients.agent.execute(command_line="first")
+    # The broker is given no time to say that it does not understand.
+    said(clients.agent, "next")
+    said(clients.agent, "the one after it")
+
+
+def test_what_is_written_to_a_process_that_has_ended_says_nothing_to_the_next_call(clients: Clients) -> None:
+    """One that was over when the agent answered is watched by nobody, and its caller answers what it has said."""
+    def converse(unused_stream: str, unused_data: bytes) -> broker_client.Input:
+        return broker_client.Input(b"secret\n", close=True)
+
+    for number in range(5):
+        said(clients.agent, f"over at once {number}", converse=converse)
+        said(clients.agent, f"next {number}")
+
+
+def test_threads_have_their_own_connections(clients: Clients, idle: broker_client._Idle) -> None:
+    barrier = threading.Barrier(8)
+    good: list[int] = []
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for count in range(20):
+            said(clients.agent, f"{number} {count} {'much' if count % 2 else ''}", input_data=b"%d" % number)
+        good.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(good) == list(range(8))
+    for unused_pid, unused_owner, connection in idle._kept:
+        connection.close()
+    idle._kept.clear()
+    assert clients.all_left(), "connections that nobody has any more are open"
+
+
+def test_steps_are_told_to_the_call_that_they_are_of(clients: Clients) -> None:
+    """Also where the call before it did not want to hear of them, or another caller did."""
+    first, second = Agent(clients.agent.target, os.getpid()), Agent(clients.agent.target, os.getpid())
+    heard: list[tuple[str, str]] = []
+    said(clients.agent, "nobody's")
+    for name, agent in (("first", first), ("second", second), ("first", first)):
+        agent.on_step = lambda step, name=name: heard.append((name, step["detail"]))  # type: ignore[misc]
+        said(agent, f"of {name}")
+        said(clients.agent, "nobody's")
+    assert heard == [("first", "of first"), ("second", "of second"), ("first", "of first")] and len(clients.listeners) == 1
+
+
+def test_a_forked_process_has_a_connection_of_its_own(run: Run, connects: list[str]) -> None:
+    """What the process that it came from has kept is that one's, which goes on with it."""
+    agent = Agent(target(), run.process.pid)
+    agent.note(package="parent")
+    connects.clear()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            keys = {agent.note(package=f"child {number}") for number in range(3)}
+            code = 0 if len(keys) == 3 and len(connects) == 1 else 2
+        finally:
+            os._exit(code)
+    for number in range(20):
+        agent.note(package=f"parent {number}")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    agent.note(package="parent, at the end")
+    assert not connects
+
+
+def test_a_connection_is_kept_for_one_run(run: Run, clients: Clients) -> None:
+    said(clients.agent, "of this run")
+    said(Agent(clients.agent.target, run.process.pid), "of another")
+    said(clients.agent, "of this run")
+    assert len(clients.listeners) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_next_call_finds_a_broker_that_has_taken_the_place_of_its_own(run: Run, number: int) -> None:
+    agent = Agent(target(), run.process.pid)
+    agent.note(package="p")
+    (before,) = run.brokers()
+    os.kill(before, number)
+    wait_end(before, 20)
+    assert agent.present() is False, "none is started for it"
+    agent.note(package="q")
+    (after,) = run.brokers()
+    assert after != before
+    agent.note(package="r")
+    assert run.brokers() == [after]
+
+
+def test_what_is_kept_ends_with_the_worker(run: Run) -> None:
+    """And keeps no broker from its end."""
+    agent = Agent(target(), run.process.pid)
+    agent.note(package="p")
+    (pid,) = run.brokers()
+
+    def open_there() -> int:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    workers = []
+    for unused in range(10):
+        goes_on, go_on = os.pipe()
+        did, does = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(go_on)
+            try:
+                agent.note(package="q")
+                os.write(does, b"x")
+                os.read(goes_on, 1)
+            finally:
+                os._exit(0)
+        os.close(goes_on)
+        os.close(does)
+        assert os.read(did, 1)
+        os.close(did)
+        workers.append((child, go_on))
+    base = open_there() - 10
+    for unused_child, go_on in workers:
+        os.close(go_on)
+    for child, unused_go_on in workers:
+        os.waitpid(child, 0)
+    deadline = time.monotonic() + 20
+    while open_there() > base and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert open_there() <= base
+    run.process.kill()
+    run.process.wait()
+    wait_end(pid, 20)
