@@ -219,20 +219,25 @@ class Broker:
                 if _peer_user(connection) != os.geteuid():
                     log.error('a connection of user %d was refused', _peer_user(connection))
                     return
-                more = True
-                while more and not self._ending.is_set():
-                    with self._lock:
-                        self._idle.add(connection)
-                    try:
-                        frame = wire.receive_frame(connection)
-                    finally:
-                        with self._lock:
-                            self._idle.discard(connection)
-                    more = frame is not None and self._answer(connection, frame[0])
+                frame = wire.receive_frame(connection)
+                while frame is not None and self._answer(connection, frame[0]):
+                    frame = self._next(connection)
             except (OSError, wire.WireError) as error:
                 log.info('a client went away: %s', error)
             except Exception:
                 log.exception('a client')
+
+    def _next(self, connection: socket.socket) -> tuple[dict[str, t.Any], bytes | bytearray] | None:
+        """What another call begins with, by a connection that was left for it; None: there is none, or there are to be no more."""
+        with self._lock:
+            if self._ending.is_set():
+                return None
+            self._idle.add(connection)
+        try:
+            return wire.receive_frame(connection)
+        finally:
+            with self._lock:
+                self._idle.discard(connection)
 
     def _answer(self, connection: socket.socket, request: dict[str, t.Any]) -> bool:
         """Does what is asked for; whether another call may come by the same connection."""

@@ -411,7 +411,7 @@ class Agent:
 
     Methods work on the target through the broker, and deploy the agent first where it is not there yet, but for ``present``,
     ``remove``, ``diagnose``, ``preflight`` and ``note`` (which need none) and ``cleanup`` (which decides itself). A call has a connection to the
-    broker for itself, and leaves it to the next: when the caller is interrupted (a task's timeout), the connection's end tells the broker to stop what it does for this call.
+    broker for itself, and leaves it to the next: when the caller is interrupted (a task's timeout), its end tells the broker to stop what it does.
     """
 
     def __init__(self, target: Target, owner_pid: int) -> None:

@@ -192,6 +192,24 @@ def test_a_user_who_becomes_another_has_that_users_present_groups(controller: Co
     assert "visitor, visitor games, sudo: a password is required" in text
 
 
+@pytest.mark.leaves("files: /etc/passwd*", "files: /etc/shadow*", "files: /etc/group*", "files: /etc/gshadow*", "files: /etc/subuid*", "files: /etc/subgid*")
+def test_a_user_whom_tasks_became_can_be_removed(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
+    """By a module, and by a command: interpreters that are kept run as he."""
+    good(play(controller, tmp_path, """
+- hosts: linux
+  gather_facts: false
+  tasks:
+    - {ansible.builtin.user: {name: "{{ item }}"}, loop: [leaver, goner]}
+    - {ansible.builtin.command: id -un, become: true, become_user: "{{ item }}", loop: [leaver, goner, leaver, goner]}
+    - {ansible.builtin.user: {name: leaver, state: absent, remove: true}}
+    - {ansible.builtin.command: id -un, become: true, become_user: goner}
+    - {ansible.builtin.command: userdel -r goner}
+    - {ansible.builtin.command: id -un}
+"""))
+    left = linux_target.exec(["sh", "-c", "getent passwd; ls /home"]).stdout
+    assert "visitor" in left and "leaver" not in left and "goner" not in left
+
+
 def test_become_by_doas(controller: Controller, linux_target: Any, tmp_path: Path) -> None:
     linux_target.exec(["sh", "-c", "echo permit nopass deployer as visitor > /etc/doas.conf"])
     environment = {"ANSIBLE_COLLECTIONS_PATH": f"{COLLECTIONS}:{other_collections()}"}

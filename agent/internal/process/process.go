@@ -305,6 +305,7 @@ func (p *Process) spawn(t *Table, r *Request) error {
 		}
 	}
 	if p.child == nil {
+		t.warm.giveWay("", []byte(r.CommandLine))
 		if p.child, err = start(r, t.folder, p.Handle, files, coming); err != nil {
 			return failed(err)
 		}

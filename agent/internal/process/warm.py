@@ -947,6 +947,7 @@ def ends(found):
     return hasattr(type(found), '__del__')
 
 
+os.chdir('/')  # nobody is to be kept from unmounting or removing another
 _connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 _name, _token = globals().pop('RENDEZVOUS')
 _connection.connect('\0' + _name)

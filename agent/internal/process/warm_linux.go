@@ -52,6 +52,8 @@ const (
 	maximumArchives = 32
 	// warmPatience is how long an interpreter may take to begin, or to import what a module does.
 	warmPatience = 20 * time.Second
+	// goPatience is how long an interpreter that has nothing to do may take to go.
+	goPatience = 5 * time.Second
 	// warmPrefix begins the names of control groups: other than those of executions, they are not to outlive the agent.
 	warmPrefix = "warm-"
 )
@@ -89,6 +91,7 @@ type interpreter struct {
 	mu         sync.Mutex // one order at a time
 	tree       *tree
 	connection *net.UnixConn
+	user       int           // as whom it runs; -1: nobody knows
 	over       chan struct{} // closed when its process has ended
 	forgetting sync.Once
 	used       time.Time
@@ -132,6 +135,7 @@ func (w *warmer) start(r *Request, input *store, files [3]*os.File, coming func(
 		return nil
 	}
 	key := s.key()
+	w.giveWay(key, before, after)
 	for range 2 {
 		i := w.interpreter(key, s)
 		if i == nil {
@@ -462,6 +466,34 @@ func (w *warmer) end() {
 	}
 }
 
+// userMarks are in what may remove a user, or change him, which can be done while nobody is at work as he: a module, or a command.
+var userMarks = [][]byte{[]byte("modules.user'"), []byte("modules.user\""), []byte("userdel"), []byte("deluser"), []byte("usermod")}
+
+// giveWay ends the interpreters of other users than the agent's own, where one of the texts that are about to be run may be about a user, and waits for
+// that. Not one that is at work, nor that of the key.
+func (w *warmer) giveWay(key string, texts ...[]byte) {
+	if !slices.ContainsFunc(userMarks, func(mark []byte) bool {
+		return slices.ContainsFunc(texts, func(text []byte) bool { return bytes.Contains(text, mark) })
+	}) {
+		return
+	}
+	var retired []*interpreter
+	w.mu.Lock()
+	for other, i := range w.interpreters {
+		if other != key && i.user != os.Geteuid() && !i.ends.awaits() {
+			w.retire(other, i)
+			retired = append(retired, i)
+		}
+	}
+	w.mu.Unlock()
+	for _, i := range retired {
+		select {
+		case <-i.over:
+		case <-time.After(goPatience):
+		}
+	}
+}
+
 // newInterpreter starts one, and gives it up where all is over before it has come.
 func newInterpreter(s *setting, over <-chan struct{}) (*interpreter, error) {
 	var random [3][16]byte
@@ -512,7 +544,21 @@ func newInterpreter(s *setting, over <-chan struct{}) (*interpreter, error) {
 		i.end()
 		return nil, errors.New("it did not come")
 	}
+	i.user = peerUser(i.connection)
 	return i, nil
+}
+
+// peerUser is the user at the other end; -1: nobody knows.
+func peerUser(connection *net.UnixConn) int {
+	user := -1
+	if raw, err := connection.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if peer, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+				user = int(peer.Uid)
+			}
+		})
+	}
+	return user
 }
 
 // meet gives the connection of who shows the token; nil: nobody came. The socket's name is no secret on the target: whoever else
@@ -636,6 +682,7 @@ type ends struct {
 
 // open begins to hear. Where that cannot be done, only their parent is heard.
 func (e *ends) open(name string) {
+	e.awaited = make(map[int]*warmed)
 	connection, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: "@" + name, Net: "unixgram"})
 	if err != nil {
 		return
@@ -648,7 +695,7 @@ func (e *ends) open(name string) {
 		connection.Close()
 		return
 	}
-	e.name, e.connection, e.awaited = name, connection, make(map[int]*warmed)
+	e.name, e.connection = name, connection
 	go e.hear()
 }
 
@@ -681,9 +728,14 @@ func (e *ends) close() {
 func (e *ends) await(w *warmed) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.awaited != nil {
-		e.awaited[w.process.Pid] = w
-	}
+	e.awaited[w.process.Pid] = w
+}
+
+// awaits tells whether any is at work.
+func (e *ends) awaits() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.awaited) > 0
 }
 
 func (e *ends) forget(w *warmed) {
@@ -1010,6 +1062,7 @@ func (w *warmed) wait() int64 {
 	select {
 	case code := <-w.said:
 		w.ending.Store(true)
+		w.ends.forget(w)
 		return code
 	case code := <-reported:
 		return code

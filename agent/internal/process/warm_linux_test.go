@@ -335,6 +335,59 @@ func TestWarmLetsGoBeforeItSaysItsEnd(t *testing.T) {
 	}
 }
 
+// TestWarmGivesWay: nobody is at work as a user who is about to be removed, unless a module is.
+func TestWarmGivesWay(t *testing.T) {
+	nobody, err := account.Lookup("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func() (count int) {
+		for _, e := range processes() {
+			var s unix.Stat_t
+			if unix.Stat("/proc/"+strconv.Itoa(e.id), &s) == nil && s.Uid == nobody.UID {
+				count++
+			}
+		}
+		return count
+	}
+	before := at()
+	w := newWarming(t)
+	as := func(text string) *Process {
+		return w.start(true, text, func(r *Request) { r.User, r.CommandLine = "nobody", "/bin/sh -c /usr/bin/python3" })
+	}
+	run := func(command string) {
+		p, err := w.table.Start(t.Context(), &Request{CommandLine: command})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := p.Await(t.Context(), long, nil); !s.Ended {
+			t.Error(s)
+		}
+	}
+	as(program(t, "pass", "", nil)).Await(t.Context(), long, nil)
+	run("true")
+	if at() == before {
+		t.Fatal("none is kept")
+	}
+	run("true userdel nobody")
+	if n := at(); n != before {
+		t.Errorf("%d processes of his", n-before)
+	}
+	as(program(t, "pass", "", nil)).Await(t.Context(), long, nil)
+	if got := w.run(true, program(t, "pass", "ansible.modules.user", nil)); got != "0||" {
+		t.Error(got)
+	}
+	if n := at(); n != before {
+		t.Errorf("%d processes of his", n-before)
+	}
+	works := as(program(t, "import time\ntime.sleep(1)\nprint('done')", "", nil))
+	run("true userdel nobody")
+	s := works.Await(t.Context(), long, nil)
+	if got := output(t, works, s); got[0] != "done\n" {
+		t.Errorf("%+v %q", s, got)
+	}
+}
+
 func TestWarmImportsOnce(t *testing.T) {
 	w := newWarming(t)
 	ask := func(more string) string {

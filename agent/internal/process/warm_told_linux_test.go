@@ -47,8 +47,8 @@ func TestWarmIsToldProgramsOfAnySize(t *testing.T) {
 		size int // of the program, but for its zip
 		told bool
 	}{
-		{"small", own, true}, {"59 kB", 59 << 10, true}, {"the most", maximumTold, true}, {"one more", maximumTold + 1, false},
-		{"about a buffer", 65536, false}, {"200 kB", 200 << 10, false}, {"2 MB", 2 << 20, false},
+		{"small", own, true}, {"59 kB", 59 << 10, true}, {"about the most", maximumTold - 512, true}, {"one more than a message", maximumTold + 1, false},
+		{"as much as a message", maximumTold, false}, {"200 kB", 200 << 10, false}, {"2 MB", 2 << 20, false},
 	} {
 		for _, filling := range []string{"x", "ä"} {
 			room := c.size - own

@@ -18,6 +18,8 @@ func (*warmer) foresee(*Request) {}
 
 func (*warmer) prepareInterpreter(*Request, []string, []byte) {}
 
+func (*warmer) giveWay(string, ...[]byte) {}
+
 func (*warmer) end() {}
 
 func before(*Request) []byte { return nil }
