@@ -215,6 +215,19 @@ def start_early(owner_pid: int, way_in: str) -> bool:
         return False
 
 
+def await_start(owner_pid: int) -> bool:
+    """Waits until a broker that is being started listens, or will not; False: none is. Starts none."""
+    try:
+        lock = os.open(os.path.join(run_folder(owner_pid), 'lock'), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # who starts one holds it until then
+    finally:
+        os.close(lock)
+    return True
+
+
 def _remove_socket(folder: str) -> None:
     try:
         os.unlink(socket_path(folder))

@@ -135,6 +135,9 @@ def _child(play: t.Any, bundle_copies: bool, parent: int, nth: int, ahead: bool)
             if ahead and path.startswith(WELL_KNOWN):
                 announced.append(program)
             announce()
+    with contextlib.suppress(Exception):
+        if announced and broker_client.await_start(parent):
+            announce()
 
 
 def modules(play: t.Any, bundle_copies: bool = False) -> t.Iterator[tuple[str, list[str] | None]]:

@@ -302,7 +302,6 @@ class Places:
 
     def __init__(self):
         self._told = None
-        self.expected = None
 
     def share(self):
         """In the template: has memory in common with all that it will fork."""

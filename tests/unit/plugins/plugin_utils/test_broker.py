@@ -204,6 +204,21 @@ def test_where_no_broker_is_nobody_is_told(run: Run, there_was: str) -> None:
     assert run.brokers() == [] and run.folder.exists() == (there_was == "one that was killed")
 
 
+def test_a_start_is_awaited(run: Run) -> None:
+    """Where none is being started, nothing is made, and nobody waits."""
+    assert not broker_client.await_start(run.process.pid) and not run.folder.exists()
+    lock = broker_client._lock(str(run.folder))
+    waited: list[bool] = []
+    waits = threading.Thread(target=lambda: waited.append(broker_client.await_start(run.process.pid)), daemon=True)
+    waits.start()
+    waits.join(0.2)
+    assert waits.is_alive()
+    os.close(lock)
+    waits.join(60)
+    assert waited == [True]
+    broker._remove_folder(str(run.folder))
+
+
 def test_not_started_early_where_another_starts_one(run: Run) -> None:
     lock = broker_client._lock(str(run.folder))
     try:

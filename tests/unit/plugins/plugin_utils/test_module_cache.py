@@ -242,6 +242,16 @@ def test_a_broker_is_told_of_a_play_that_sends_nothing_ahead(tmp_path: Path) -> 
     assert [line[:2] for line in told] == [["True", "False"]] * 2
 
 
+def test_a_broker_is_told_that_is_there_later_than_all_that_was_packed(tmp_path: Path) -> None:
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS), "ANSIBLE_HOME": str(tmp_path / "home")}
+    later = ANNOUNCE.replace("len(told) > 1", "bool(started)").replace("told = []", "told, started = [], []")
+    await_start = "module_cache.broker_client.await_start = lambda owner: started.append(owner == parent) or True"
+    later = later.replace("parent = os.getpid()", f"{await_start}\nparent = os.getpid()")
+    subprocess.run([sys.executable, "-c", later, tmp_path], env=environment, capture_output=True, text=True, check=True)
+    told = [line.split() for line in (tmp_path / "told").read_text().splitlines()]
+    assert {line[1] for line in told[:-7]} == {"False"} and len({line[2] for line in told[-7:]}) == 7, "the play itself, and six modules"
+
+
 PREPARE = """
 import os, sys
 from ansible.plugins.loader import init_plugin_loader, module_loader
